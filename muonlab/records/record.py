@@ -1,0 +1,86 @@
+"""Record: what one run gave. Plain values only, so that analysis needs neither torch nor the model."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from muonlab.errors import UsageError
+from muonlab.records.spec import RunSpec
+
+__all__ = ["SCHEMA_VERSION", "Outcome", "Record"]
+
+SCHEMA_VERSION = 1
+
+Outcome = Literal["ok", "diverged", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The outcome of one RunSpec.
+
+    `ok` and `diverged` are results and are never run again; `failed` (a crash, not a loss) is.
+    Losses are nats per token. `train_loss[i]` belongs to step `train_steps[i]`, counted from 1.
+    """
+
+    spec: RunSpec
+    outcome: Outcome
+    final_loss: float | None = None  # held-out split, after the last step; None unless `ok`
+    train_steps: tuple[int, ...] = ()
+    train_loss: tuple[float, ...] = ()
+    eval_steps: tuple[int, ...] = ()  # steps at which the held-out loss was also taken, for curves only
+    eval_loss: tuple[float, ...] = ()
+    diverged_step: int | None = None  # first step whose loss or gradient was not finite
+    last_finite_loss: float | None = None  # training loss before that
+    error: str = ""  # why it failed or diverged, one line first, then a traceback if there is one
+    attempts: int = 1
+    wall_seconds: float = 0.0  # training and evaluation, without process start
+    step_seconds: float | None = None  # median over the run's steps
+    eval_seconds: float = 0.0
+    tokens: int = 0  # trained on
+    flops: float = 0.0  # forward and backward, as the task counts them
+    params: Mapping[str, int] = field(default_factory=dict)  # role -> number of parameters
+    peak_bytes: int | None = None  # resident set of the process, or of the device
+    environment: Mapping[str, Any] = field(default_factory=dict)  # machine, versions, threads
+    created: str = ""  # UTC, ISO 8601
+
+    @property
+    def key(self) -> str:
+        return self.spec.key
+
+    @property
+    def num_params(self) -> int:
+        return sum(self.params.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values with `schema_version` and `key`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "spec"}
+        return {"schema_version": SCHEMA_VERSION, "key": self.key, "spec": self.spec.to_dict(), **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Record":
+        """Inverse of `to_dict`.
+
+        Raises   UsageError if the values were written by a newer schema, miss a field, or do not match their key
+        """
+        clean = dict(values)
+        version = clean.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
+            raise UsageError(f"record has schema_version {version!r}; this muonlab reads {SCHEMA_VERSION}: update it")
+        key = clean.pop("key", None)
+        try:
+            clean["spec"] = RunSpec.from_dict(clean["spec"])
+            for name in ("train_steps", "train_loss", "eval_steps", "eval_loss"):
+                clean[name] = tuple(clean.get(name, ()))
+            record = cls(**clean)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UsageError(f"not a record: {error}") from None
+        if key is not None and key != record.key:
+            raise UsageError(f"record {key[:12]} does not match its spec (computed {record.key[:12]}): the file was altered")
+        return record
+
+
+def same_result(a: Record, b: Record) -> bool:
+    """Whether two records of one spec tell the same story bit for bit; times and machines are not part of it."""
+    ignored = {"wall_seconds", "step_seconds", "eval_seconds", "peak_bytes", "environment", "created", "attempts", "error"}
+    left, right = asdict(a), asdict(b)
+    return all(left[name] == right[name] for name in left if name not in ignored)

@@ -1,0 +1,55 @@
+"""The protocol between a task (model, data, loss) and the trainer; ours and the user's alike."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from muonlab.roles import Role
+
+__all__ = ["PublishesRoles", "Task"]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A model, its data and its loss. The constructor takes the options of the task (`task.width=64` on the command
+    line is `width=64` here) and, if it reads data from disk, `data: tuple[str, ...]`.
+
+    A *sample* is the unit that batches are counted in (a sequence, an image); `tokens_per_sample` converts to tokens
+    (1 for images). Loss is in nats per token.
+    """
+
+    tokens_per_sample: int
+
+    def build(self) -> nn.Module:
+        """A freshly initialised model. All randomness comes from torch's global generator, seeded by the trainer."""
+        ...
+
+    def batch(self, seed: int, start: int, count: int) -> Any:
+        """Training samples start ... start + count - 1 of the stream that `seed` names, as CPU tensors.
+
+        A pure function: sample i is the same whatever the batch that contains it, so ranks, gradient accumulation and
+        batch size only slice the stream.
+        """
+        ...
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Mean loss over the batch, a scalar that can be differentiated."""
+        ...
+
+    def evaluation(self) -> Iterable[tuple[Any, int]]:
+        """Held-out batches with their weights (tokens), always the same ones in the same order."""
+        ...
+
+
+@runtime_checkable
+class PublishesRoles(Protocol):
+    """A task may also say what its parameters are; routing finds it out otherwise."""
+
+    def roles(self, model: nn.Module) -> Mapping[str, Role]:
+        """Parameter name -> role, for every parameter of the model."""
+        ...
+
+
+# Optional, looked up by name: `flops_per_token(model) -> float` (forward and backward; 6 x parameters otherwise),
+# `fingerprint() -> str` (hash of the data; the options and the source identify it otherwise).
