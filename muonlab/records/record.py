@@ -1,13 +1,15 @@
 """Record: what one run gave. Plain values only, so that analysis needs neither torch nor the model."""
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from muonlab.errors import UsageError
+from muonlab.errors import UsageError, unknown
 from muonlab.records.spec import RunSpec
 
-__all__ = ["SCHEMA_VERSION", "Outcome", "Record"]
+__all__ = ["SCHEMA_VERSION", "Outcome", "Record", "json_text", "same_result"]
 
 SCHEMA_VERSION = 1
 
@@ -62,6 +64,8 @@ class Record:
 
         Raises   UsageError if the values were written by a newer schema, miss a field, or do not match their key
         """
+        if not isinstance(values, Mapping):
+            raise UsageError(f"not a record: expected a JSON object, got {type(values).__name__}")
         clean = dict(values)
         version = clean.pop("schema_version", None)
         if version != SCHEMA_VERSION:
@@ -69,18 +73,53 @@ class Record:
         key = clean.pop("key", None)
         try:
             clean["spec"] = RunSpec.from_dict(clean["spec"])
-            for name in ("train_steps", "train_loss", "eval_steps", "eval_loss"):
-                clean[name] = tuple(clean.get(name, ()))
+            for name in ("train", "eval"):
+                clean[f"{name}_steps"], clean[f"{name}_loss"] = _curve(name, clean)
             record = cls(**clean)
         except (TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"not a record: {error}") from None
         if key is not None and key != record.key:
-            raise UsageError(f"record {key[:12]} does not match its spec (computed {record.key[:12]}): the file was altered")
+            raise UsageError(
+                f"record {str(key)[:12]} does not match its spec ({record.key[:12]}): the file was altered"
+            )
+        if record.outcome not in get_args(Outcome):
+            raise unknown("outcome", record.outcome, get_args(Outcome))
         return record
 
 
 def same_result(a: Record, b: Record) -> bool:
     """Whether two records of one spec tell the same story bit for bit; times and machines are not part of it."""
-    ignored = {"wall_seconds", "step_seconds", "eval_seconds", "peak_bytes", "environment", "created", "attempts", "error"}
+    times = {"wall_seconds", "step_seconds", "eval_seconds", "created"}
+    ignored = times | {"peak_bytes", "environment", "attempts", "error"}
     left, right = asdict(a), asdict(b)
-    return all(left[name] == right[name] for name in left if name not in ignored)
+    return all(json_text(left[name]) == json_text(right[name]) for name in left if name not in ignored)
+
+
+def json_text(value: Any) -> str:
+    """Strict JSON, bit-exact for finite floats; NaN and infinities, which JSON lacks, become null.
+
+    >>> json_text({"loss": [0.1, float("nan")]})
+    '{"loss":[0.1,null]}'
+    """
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(value), separators=(",", ":"), allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
+
+
+def _curve(name: str, values: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Steps and losses of a curve that came from JSON, where a loss that was not finite is null."""
+    steps, losses = values.get(f"{name}_steps", ()), values.get(f"{name}_loss", ())
+    if not isinstance(steps, list | tuple) or not isinstance(losses, list | tuple) or len(steps) != len(losses):
+        raise UsageError(f"not a record: {name}_steps and {name}_loss must be lists of one length")
+    return tuple(steps), tuple(math.nan if loss is None else loss for loss in losses)

@@ -74,15 +74,18 @@ class RunSpec:
     data: tuple[str, ...] = field(default=(), metadata={"in_key": False})  # paths of the data
 
     def __post_init__(self) -> None:
-        for name in ("horizon_tokens", "batch_tokens"):
-            if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name} must be a whole number of tokens, got {getattr(self, name)!r}")
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("horizon_tokens", 1), ("batch_tokens", 1), ("micro_batch_tokens", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise UsageError(f"{name} must be a whole number, got {value!r}")
+            if not least <= value < 2**63:
+                raise UsageError(f"{name} must be at least {least} and below 2^63, got {value}")
         if self.batch_tokens > self.horizon_tokens:
             raise UsageError(f"batch_tokens {self.batch_tokens} exceeds horizon_tokens {self.horizon_tokens}")
         if self.micro_batch_tokens and self.batch_tokens % self.micro_batch_tokens:
-            raise UsageError(f"micro_batch_tokens {self.micro_batch_tokens} must divide batch_tokens {self.batch_tokens}")
+            raise UsageError(
+                f"micro_batch_tokens {self.micro_batch_tokens} must divide batch_tokens {self.batch_tokens}"
+            )
         if _number("clip", self.clip) < 0:
             raise UsageError(f"clip must be 0 (none) or positive, got {self.clip}")
         if self.precision not in PRECISIONS:
@@ -160,6 +163,8 @@ class RunSpec:
                 default = Schedule()
                 value = {g.name: getattr(value, g.name) for g in fields(Schedule)}
                 value = {name: v for name, v in value.items() if v != getattr(default, name)}
+            elif isinstance(value, Mapping):
+                value = dict(value)  # a caller that edits the result must not edit the run
             if f.name in REQUIRED or value not in (f.default, {}, ()):
                 values[f.name] = value
         return values
@@ -168,16 +173,19 @@ class RunSpec:
     def from_dict(cls, values: Mapping[str, Any]) -> "RunSpec":
         """Inverse of `to_dict`, also after a trip through JSON.
 
-        Raises   UsageError for a field that this version does not know
+        Raises   UsageError for a field that this version does not know, or that is missing or has the wrong type
         """
         known = {f.name for f in fields(cls)}
         for name in values:
             if name not in known:
                 raise unknown("field of a run", name, known)
         clean = dict(values)
-        clean["schedule"] = Schedule(**clean.get("schedule", {}))
-        clean["data"] = tuple(clean.get("data", ()))
-        return cls(**clean)
+        try:
+            clean["schedule"] = Schedule(**clean.get("schedule", {}))
+            clean["data"] = tuple(clean.get("data", ()))
+            return cls(**clean)
+        except (TypeError, AttributeError) as error:
+            raise UsageError(f"not a run: {error}") from None
 
 
 REQUIRED = ("task", "optimizer", "horizon_tokens", "batch_tokens")

@@ -51,5 +51,8 @@ class PublishesRoles(Protocol):
         ...
 
 
-# Optional, looked up by name: `flops_per_token(model) -> float` (forward and backward; 6 x parameters otherwise),
-# `fingerprint() -> str` (hash of the data; the options and the source identify it otherwise).
+# Optional, looked up by name:
+# `flops_per_token(model) -> float`: forward and backward; 6 x parameters otherwise.
+# `fingerprint() -> str`: hash of the data; the options and the hash of the source identify it otherwise.
+# `check(batch_samples: int) -> None`: raises UsageError where a batch exceeds the data.
+# `roles` may give plain strings ("hidden") instead of `Role`, so that a task need not import muonlab.

@@ -1,0 +1,273 @@
+"""From the evidence of a comparison and its records to the finding. Pure: neither store nor torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+
+from muonlab.analyze.findings import (
+    Comparison,
+    Contrast,
+    Curve,
+    LossesAt,
+    OptimizerFinding,
+    Slice,
+    SlicePoint,
+    Speedup,
+)
+from muonlab.analyze.significance import Noise, contrast, judge, mean_interval, pooled_noise
+from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap_speedup, finite, fit_data_law
+from muonlab.records import Record
+from muonlab.records.evidence import Arm, Cell, Evidence, Trial
+
+__all__ = ["compare", "final_losses"]
+
+Records = Mapping[str, Record]
+
+
+def compare(evidence: Evidence, records: Records) -> Comparison:
+    """Losses, tests and speedups of every challenger against the baseline. Verdict and checks are added later.
+
+    Raises   KeyError if a record that the evidence names is missing
+    """
+    arms, baseline = evidence.arms, evidence.arms[evidence.baseline]
+    noises = {name: _noise(arm, records) for name, arm in arms.items()}
+    optimizers = {name: _optimizer(arm, evidence.horizon_tokens, noises[name], records) for name, arm in arms.items()}
+    speedups, contrasts = {}, {}
+    for name, arm in arms.items():
+        if name == evidence.baseline:
+            continue
+        speedups[name] = _speedup(arm, baseline, (noises[name], noises[evidence.baseline]), optimizers, records)
+        contrasts[name] = _contrast(arm, baseline, evidence, (noises[name], noises[evidence.baseline]), records)
+        contrasts[name] = replace(contrasts[name], judgement=judge(contrasts[name], speedups[name]))
+    used = [records[key] for key in evidence.keys()]
+    return Comparison(
+        verdict="",
+        task=evidence.task,
+        baseline=evidence.baseline,
+        horizon_tokens=evidence.horizon_tokens,
+        optimizers=optimizers,
+        speedup=speedups,
+        contrasts=contrasts,
+        checks=(),
+        slices=tuple(s for arm in arms.values() for cell in arm.cells for s in _slices(arm.name, cell, records)),
+        curves=tuple(c for arm in arms.values() for cell in arm.cells for c in _curves(arm.name, cell, records)),
+        law=_law(baseline, noises[evidence.baseline], records),
+        num_runs=len(used),
+        num_failed=sum(record.outcome == "failed" for record in used),
+        total_tokens=sum(record.tokens for record in used),
+        environment=used[0].environment if used else {},
+        config=evidence.config,
+    )
+
+
+def final_losses(cell: Cell, records: Records) -> list[float]:
+    """Final losses of the runs of a cell that ended well."""
+    losses = (_loss(records[key]) for key in cell.keys)
+    return [loss for loss in losses if loss is not None]
+
+
+def _loss(record: Record) -> float | None:
+    return record.final_loss if record.outcome == "ok" else None
+
+
+def _noise(arm: Arm, records: Records) -> Noise:
+    return pooled_noise([final_losses(cell, records) for cell in arm.cells])
+
+
+def _optimizer(arm: Arm, horizon_tokens: int, noise: Noise, records: Records) -> OptimizerFinding:
+    cell = arm.cell(horizon_tokens)
+    losses = final_losses(cell, records)
+    runs = [records[key] for key in cell.keys]
+    steps = [run.step_seconds for run in runs if run.step_seconds is not None]
+    tunings = [c.tuning for c in arm.cells]
+    return OptimizerFinding(
+        name=arm.name,
+        loss_mean=float(np.mean(losses)) if losses else None,
+        loss_std=finite(float(np.sqrt(noise.variance))),
+        num_seeds=len(losses),
+        num_diverged=sum(records[key].outcome == "diverged" for c in arm.cells for key in c.keys),
+        wall_seconds=median(steps) * runs[0].spec.num_steps if steps else None,
+        step_seconds=median(steps) if steps else None,
+        num_params=max(run.num_params for run in runs),
+        hyperparameters=cell.settings,
+        polar=runs[0].spec.polar,
+        horizons=tuple(_losses_at(c, noise, records) for c in arm.cells),
+        tuning_runs=sum(t.num_runs for t in tunings),
+        tuning_tokens=sum(t.tokens for t in tunings),
+        converged=all(t.converged for t in tunings),
+    )
+
+
+def _losses_at(cell: Cell, noise: Noise, records: Records) -> LossesAt:
+    losses = final_losses(cell, records)
+    low, high = mean_interval(losses, noise)
+    return LossesAt(
+        horizon_tokens=cell.horizon_tokens,
+        seeds=tuple(records[key].spec.seed for key in cell.keys),
+        losses=tuple(_loss(records[key]) for key in cell.keys),
+        keys=cell.keys,
+        mean=float(np.mean(losses)) if losses else None,
+        low=low,
+        high=high,
+        hyperparameters=cell.settings,
+    )
+
+
+def _contrast(arm: Arm, baseline: Arm, evidence: Evidence, noises: tuple[Noise, Noise], records: Records) -> Contrast:
+    ours, theirs = (final_losses(a.cell(evidence.horizon_tokens), records) for a in (arm, baseline))
+    return contrast(ours, theirs, noises)
+
+
+def _fittable(arm: Arm, records: Records) -> list[Cell]:
+    return [cell for cell in arm.cells if final_losses(cell, records)]
+
+
+def _law(baseline: Arm, noise: Noise, records: Records) -> dict[str, float] | None:
+    cells = _fittable(baseline, records)
+    if len(cells) < 3 or noise.degrees < 1:
+        return None
+    means = np.array([np.mean(final_losses(cell, records)) for cell in cells])
+    variances = [noise.variance / len(final_losses(cell, records)) for cell in cells]
+    law = fit_data_law([cell.horizon_tokens for cell in cells], means, variances)
+    return {"a": float(law.a), "b": float(law.b), "exponent": float(law.exponent), "scale_tokens": law.scale}
+
+
+def _speedup(
+    arm: Arm,
+    baseline: Arm,
+    noises: tuple[Noise, Noise],
+    optimizers: Mapping[str, OptimizerFinding],
+    records: Records,
+) -> Speedup:
+    """At the challenger's longest horizon whose loss the baseline's horizons bracket; a bound if there is none."""
+    cells, challenger = _fittable(baseline, records), _fittable(arm, records)
+    if len(cells) < 3 or not challenger or min(noise.degrees for noise in noises) < 1:
+        horizon = arm.cells[-1].horizon_tokens
+        return Speedup(
+            tokens=None, low=None, high=None, wall=None, wall_low=None, wall_high=None,
+            flag="undefined", horizon_tokens=horizon,
+        )  # fmt: skip
+    means = [float(np.mean(final_losses(cell, records))) for cell in cells]
+    inside = [c for c in challenger if min(means) <= np.mean(final_losses(c, records)) <= max(means)]
+    rate = _cost_ratio(optimizers[baseline.name], optimizers[arm.name], baseline, arm, records)
+    if not inside:
+        return _bound(cells, challenger, means, rate, records)
+    cell = inside[-1]
+    point, low, high = bootstrap_speedup(
+        _arm_losses(cells, noises[1], records), _arm_losses([cell], noises[0], records)
+    )
+    return _with_wall(finite(point), finite(low), finite(high), rate, "", cell.horizon_tokens)
+
+
+def _bound(
+    cells: Sequence[Cell], challenger: Sequence[Cell], means: Sequence[float], rate: float | None, records: Records
+) -> Speedup:
+    """All of the challenger's horizons end below (above) all of the baseline's: only a bound can be given."""
+    shortest, longest = challenger[0], challenger[-1]
+    if np.mean(final_losses(shortest, records)) < min(means):
+        ratio = max(cell.horizon_tokens for cell in cells) / shortest.horizon_tokens
+        speedup = _with_wall(ratio, ratio, None, rate, "censored", shortest.horizon_tokens)
+        return replace(speedup, bound=">")
+    ratio = min(cell.horizon_tokens for cell in cells) / longest.horizon_tokens
+    return replace(_with_wall(ratio, None, ratio, rate, "censored", longest.horizon_tokens), bound="<")
+
+
+def _with_wall(
+    tokens: float | None, low: float | None, high: float | None, rate: float | None, flag: str, horizon_tokens: int
+) -> Speedup:
+    wall, wall_low, wall_high = (None if rate is None or x is None else rate * x for x in (tokens, low, high))
+    flag = flag or ("" if tokens is not None else "undefined")
+    return Speedup(
+        tokens=tokens, low=low, high=high, wall=wall, wall_low=wall_low, wall_high=wall_high,
+        flag=flag, horizon_tokens=horizon_tokens,
+    )  # fmt: skip
+
+
+def _cost_ratio(
+    baseline: OptimizerFinding, challenger: OptimizerFinding, base_arm: Arm, arm: Arm, records: Records
+) -> float | None:
+    """Seconds per token of the baseline over those of the challenger; None where machines differ."""
+    runs = [records[key] for a in (base_arm, arm) for cell in a.cells for key in cell.keys]
+    if len({str(run.environment.get("machine")) for run in runs}) != 1:
+        return None
+    if baseline.step_seconds is None or not challenger.step_seconds:
+        return None
+    batch = [records[a.cells[-1].keys[0]].spec.batch_tokens for a in (base_arm, arm)]
+    return (baseline.step_seconds / batch[0]) / (challenger.step_seconds / batch[1])
+
+
+def _arm_losses(cells: Sequence[Cell], noise: Noise, records: Records) -> ArmLosses:
+    losses = [final_losses(cell, records) for cell in cells]
+    return ArmLosses(
+        tokens=[cell.horizon_tokens for cell in cells],
+        means=[float(np.mean(group)) for group in losses],
+        num_seeds=[len(group) for group in losses],
+        noise=noise,
+        selection=_selection(max((cell.tuning for cell in cells), key=lambda t: len(t.trials)), records),
+    )
+
+
+def _selection(tuning, records: Records) -> Selection:
+    finished = [(trial, _trial_losses(trial, records)) for trial in tuning.trials]
+    finished = [(trial, losses) for trial, losses in finished if losses and None not in losses]
+    finished.sort(key=lambda item: any(item[0].settings[name] != tuning.best[name] for name in item[0].settings))
+    return Selection(
+        means=[float(np.mean(losses)) for _, losses in finished], num_seeds=[len(losses) for _, losses in finished]
+    )
+
+
+def _trial_losses(trial: Trial, records: Records) -> list[float | None]:
+    return [_loss(records[key]) for key in trial.keys]
+
+
+def _slices(optimizer: str, cell: Cell, records: Records) -> list[Slice]:
+    """Per tuned coordinate, the trials that differ from the chosen settings in that coordinate at most."""
+    tuning, slices = cell.tuning, []
+    if tuning.horizon_tokens != cell.horizon_tokens:
+        return []
+    for name in tuning.coordinates:
+        others = [other for other in tuning.coordinates if other != name]
+        points = [
+            _point(trial.settings[name], _trial_losses(trial, records))
+            for trial in tuning.trials
+            if all(trial.settings[other] == tuning.best[other] for other in others)
+        ]
+        points.sort(key=lambda point: (isinstance(point.value, str), point.value))
+        slices.append(
+            Slice(
+                optimizer=optimizer,
+                coordinate=name,
+                horizon_tokens=cell.horizon_tokens,
+                chosen=tuning.best[name],
+                points=tuple(points),
+            )
+        )
+    return slices
+
+
+def _point(value, losses: Sequence[float | None]) -> SlicePoint:
+    fine = [loss for loss in losses if loss is not None]
+    bad = len(losses) - len(fine)
+    return SlicePoint(
+        value=value,
+        mean=float(np.mean(fine)) if fine and not bad else None,
+        standard_error=float(np.std(fine, ddof=1) / np.sqrt(len(fine))) if len(fine) > 1 and not bad else None,
+        num_seeds=len(losses),
+        num_diverged=bad,
+    )
+
+
+def _curves(optimizer: str, cell: Cell, records: Records) -> list[Curve]:
+    runs = [records[key] for key in cell.keys]
+    return [
+        Curve(
+            optimizer=optimizer,
+            horizon_tokens=cell.horizon_tokens,
+            seed=run.spec.seed,
+            tokens=tuple(step * run.spec.batch_tokens for step in run.train_steps),
+            loss=run.train_loss,
+        )
+        for run in runs
+    ]

@@ -1,0 +1,153 @@
+"""Findings: what an analysis concluded, as plain values. Reports render them and compute nothing.
+
+Losses are nats per token, times are seconds, lengths are tokens. None is "undefined", never zero.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from muonlab.records.spec import Value
+
+__all__ = [
+    "Check",
+    "Comparison",
+    "Contrast",
+    "Curve",
+    "Judgement",
+    "LossesAt",
+    "OptimizerFinding",
+    "Slice",
+    "SlicePoint",
+    "Speedup",
+]
+
+Judgement = Literal["better", "worse", "unresolved", "withheld"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One fairness rule, held or broken, with the figures that show it."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossesAt:
+    """Final held-out losses of one optimizer at one horizon, a run per seed; None where a run diverged or failed."""
+
+    horizon_tokens: int
+    seeds: tuple[int, ...]
+    losses: tuple[float | None, ...]
+    keys: tuple[str, ...]  # of the records, in the order of `seeds`
+    mean: float | None
+    low: float | None  # 95 % t interval of the mean, variance pooled over the optimizer's horizons
+    high: float | None
+    hyperparameters: Mapping[str, Value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerFinding:
+    """One optimizer at the horizon of the comparison, and all its horizons in `horizons`."""
+
+    name: str
+    loss_mean: float | None
+    loss_std: float | None  # between seeds, pooled over horizons
+    num_seeds: int
+    num_diverged: int  # final runs, all horizons
+    wall_seconds: float | None  # of one run at that horizon: median step time x steps
+    step_seconds: float | None
+    num_params: int
+    hyperparameters: Mapping[str, Value]
+    polar: str
+    horizons: tuple[LossesAt, ...]
+    tuning_runs: int
+    tuning_tokens: int
+    converged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Final loss of a challenger minus that of the baseline at the same horizon; negative is lower loss."""
+
+    difference_nats: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None  # two-sided Welch t-test
+    resolvable_nats: float | None  # the difference that this many seeds find four times out of five
+    judgement: Judgement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speedup:
+    """How many times the tokens (the seconds) the baseline needs for the challenger's final loss."""
+
+    tokens: float | None
+    low: float | None  # 95 % interval
+    high: float | None
+    wall: float | None
+    wall_low: float | None
+    wall_high: float | None
+    flag: str  # "", "censored" (tokens is a bound), "extrapolated" or "undefined"
+    horizon_tokens: int  # of the challenger
+    bound: str = ""  # ">" or "<" where censored
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicePoint:
+    """One value of a coordinate, all others at the chosen settings."""
+
+    value: Value
+    mean: float | None  # None where every run diverged
+    standard_error: float | None
+    num_seeds: int
+    num_diverged: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Loss along one coordinate through the chosen point."""
+
+    optimizer: str
+    coordinate: str
+    horizon_tokens: int
+    chosen: Value
+    points: tuple[SlicePoint, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Training loss of one final run."""
+
+    optimizer: str
+    horizon_tokens: int
+    seed: int
+    tokens: tuple[int, ...]
+    loss: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The finding of a comparison: verdict first."""
+
+    verdict: str
+    task: str
+    baseline: str
+    horizon_tokens: int
+    optimizers: Mapping[str, OptimizerFinding]
+    speedup: Mapping[str, Speedup]
+    contrasts: Mapping[str, Contrast]
+    checks: tuple[Check, ...]
+    slices: tuple[Slice, ...]
+    curves: tuple[Curve, ...]
+    law: Mapping[str, float] | None  # of the baseline: loss = a * tokens^-exponent + b
+    num_runs: int
+    num_failed: int
+    total_tokens: int
+    environment: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,84 @@
+"""What the study verbs have in common: the store, the executor, the progress bar and the way results are shown."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from muonlab.errors import UsageError, unknown
+from muonlab.records.store import Store
+
+__all__ = ["Laboratory", "print_json", "resolve_device"]
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """Where and how runs are made: nothing here changes a result."""
+
+    store_url: str
+    workers: int = 0
+    threads: int = 1
+    artifacts: Path = Path("muonlab-artifacts")
+    show_progress: bool = True
+
+    def run(self, protocol: Any, expected_tokens: float) -> tuple[Any, "Outcome"]:
+        """Drive a protocol to its end with the store as memory; its result and what it took."""
+        from muonlab.cli.progress import Progress
+        from muonlab.execute.executor import Observation
+        from muonlab.execute.local import LocalExecutor
+        from muonlab.execute.runner import Runner
+        from muonlab.study.protocol import drive
+
+        with Store(self.store_url) as store, Progress(expected_tokens, quiet=not self.show_progress) as progress:
+            executor = LocalExecutor(
+                workers=self.workers or max(1, (os.cpu_count() or 1) // self.threads),
+                threads=self.threads,
+                artifacts=self.artifacts,
+            )
+            runner = Runner(store, executor, Observation(on_tokens=progress.on_tokens), progress.on_record)
+            result = drive(protocol, runner)
+            return result, Outcome(runner.num_executed, runner.num_failed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What driving a protocol took in this process."""
+
+    num_executed: int
+    num_failed: int
+
+
+def resolve_device(name: str) -> str:
+    """cpu or cuda; `auto` takes cuda where there is one.
+
+    Raises   UsageError if cuda is asked for and not there
+    """
+    if name not in ("cpu", "cuda", "auto"):
+        raise unknown("device", name, ("cpu", "cuda", "auto"))
+    if name == "cpu":
+        return name
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if name == "cuda":
+        raise UsageError("no CUDA device is available to torch: use --device cpu")
+    return "cpu"
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One JSON document on stdout, undefined numbers as null."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def fail_if(condition: bool, show: Callable[[], None]) -> None:
+    """Exit with 1 after showing what there is, if some runs failed."""
+    show()
+    if condition:
+        sys.exit(1)

@@ -1,0 +1,27 @@
+"""What an executor is: it maps specs to records, in any order, as they come."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from muonlab.records import Record, RunSpec
+
+__all__ = ["Executor", "Observation"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is watched during runs without changing them: not part of a run's key."""
+
+    eval_steps: frozenset[int] = frozenset()
+    on_tokens: Callable[[int], None] = field(default=lambda tokens: None)  # tokens trained since the last call
+
+    def seen_in(self, record: Record) -> bool:
+        """Whether a record already holds everything that is asked for."""
+        return self.eval_steps <= set(record.eval_steps) or record.outcome == "diverged"
+
+
+class Executor(Protocol):
+    """Runs specs and yields their records; a run that crashes gives a record with outcome `failed`."""
+
+    def run(self, specs: Sequence[RunSpec], observation: Observation) -> Iterator[Record]: ...

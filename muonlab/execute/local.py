@@ -1,0 +1,234 @@
+"""Runs on this machine: one forked child per run, so that a crash or an out-of-memory kill costs one run."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from muonlab.errors import UsageError
+from muonlab.execute.executor import Observation
+from muonlab.records import Record, RunSpec
+
+__all__ = ["InlineExecutor", "LocalExecutor"]
+
+MAX_ATTEMPTS = 2
+PRELOAD = ["muonlab.train.loop", "torch._dynamo"]  # imported once in the fork server, not once per run
+REPORT_SECONDS = 0.5
+GRACE_SECONDS = 5.0  # for a child to write its checkpoint once its driver is gone
+
+
+@dataclass(frozen=True)
+class InlineExecutor:
+    """One run after the other in this process: for tests, and for `muonlab train`."""
+
+    artifacts: Path | None = None
+    checkpoint_seconds: float = 60.0
+
+    def run(self, specs: Sequence[RunSpec], observation: Observation) -> Iterator[Record]:
+        for spec in specs:
+            yield _train(spec, observation.eval_steps, self.artifacts, self.checkpoint_seconds, observation.on_tokens)
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """`workers` runs at a time, each in a child of a fork server that has torch loaded, with `threads` threads.
+
+    A child that dies without a record is run once more, then recorded as `failed`. When the driver dies, its
+    pipes close and the children end with it.
+    """
+
+    workers: int
+    threads: int = 1
+    artifacts: Path | None = None
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.threads < 1:
+            raise UsageError(f"workers and threads must be at least 1, got {self.workers} and {self.threads}")
+
+    def run(self, specs: Sequence[RunSpec], observation: Observation) -> Iterator[Record]:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        waiting = deque((spec, 1) for spec in specs)
+        children: dict[Connection, _Child] = {}
+        try:
+            while waiting or children:
+                while waiting and len(children) < self.workers:
+                    child = self._start(context, *waiting.popleft(), observation)
+                    children[child.connection] = child
+                for connection in wait(list(children)):
+                    child = children[connection]
+                    record = child.receive(observation)
+                    if record is None and not child.lost:
+                        continue
+                    del children[connection]
+                    child.end()
+                    if record is not None:
+                        yield record
+                    elif child.attempt < MAX_ATTEMPTS:
+                        waiting.append((child.spec, child.attempt + 1))
+                    else:
+                        yield child.failed()
+        finally:
+            for child in children.values():
+                child.kill()
+
+    def _start(self, context: Any, spec: RunSpec, attempt: int, observation: Observation) -> "_Child":
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_child_main,
+            args=(theirs, spec, observation.eval_steps, self.threads, self.artifacts, self.checkpoint_seconds),
+            daemon=True,
+        )
+        with _without_main():
+            process.start()
+        theirs.close()
+        return _Child(spec, attempt, process, ours)
+
+
+@dataclass
+class _Child:
+    """The driver's end of one running child."""
+
+    spec: RunSpec
+    attempt: int
+    process: Any
+    connection: Connection
+    lost: bool = False
+
+    def receive(self, observation: Observation) -> Record | None:
+        """The next message; a record if the child is done. Sets `lost` where the child died without one.
+
+        Raises   UsageError if the child says that the spec can't be run
+        """
+        try:
+            kind, value = self.connection.recv()
+        except (EOFError, OSError):
+            self.lost = True
+            return None
+        if kind == "tokens":
+            observation.on_tokens(value)
+            return None
+        if kind == "usage":
+            raise UsageError(value)
+        return replace(Record.from_dict(value), attempts=self.attempt)
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.join()
+
+    def kill(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+    def failed(self) -> Record:
+        code = self.process.exitcode
+        how = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return _failed(self.spec, f"the run's process was {how}{hint}, {self.attempt} times", self.attempt)
+
+
+class _without_main:
+    """Children need nothing of the driver's main module; without this each would import it again."""
+
+    def __enter__(self) -> None:
+        main = sys.modules["__main__"]
+        self.saved = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+        main.__spec__ = None
+
+    def __exit__(self, *error: object) -> None:
+        sys.modules["__main__"].__dict__.update(self.saved)
+
+
+def _child_main(
+    connection: Connection,
+    spec: RunSpec,
+    eval_steps: frozenset[int],
+    threads: int,
+    artifacts: Path | None,
+    checkpoint_seconds: float,
+) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's; it ends us by closing the pipe
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(threads)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the driver's stdout carries results, not what a task prints
+    stop = threading.Event()
+    threading.Thread(target=_follow_driver, args=(connection, stop), daemon=True).start()
+    unsent = [0, time.monotonic()]
+
+    def on_tokens(tokens: int) -> None:
+        unsent[0] += tokens
+        if time.monotonic() - unsent[1] > REPORT_SECONDS:
+            connection.send(("tokens", unsent[0]))
+            unsent[:] = [0, time.monotonic()]
+
+    try:
+        record = _train(spec, eval_steps, artifacts, checkpoint_seconds, on_tokens, stop)
+        connection.send(("tokens", unsent[0]))
+        connection.send(("record", record.to_dict()))
+    except UsageError as error:
+        connection.send(("usage", str(error)))
+    except (BrokenPipeError, _interrupted()):
+        os._exit(1)
+
+
+def _interrupted() -> type[Exception]:
+    from muonlab.train.loop import Interrupted
+
+    return Interrupted
+
+
+def _follow_driver(connection: Connection, stop: threading.Event) -> None:
+    """End this process when the driver's end of the pipe closes, after a moment for the checkpoint."""
+    with suppress(EOFError, OSError):
+        connection.poll(None)
+    stop.set()
+    time.sleep(GRACE_SECONDS)
+    os._exit(1)
+
+
+def _train(
+    spec: RunSpec,
+    eval_steps: frozenset[int],
+    artifacts: Path | None,
+    checkpoint_seconds: float,
+    on_tokens: Any,
+    stop: threading.Event | None = None,
+) -> Record:
+    """One run in this process; an exception of the run itself becomes a `failed` record."""
+    from muonlab.train.checkpoint import Checkpoints
+    from muonlab.train.loop import Interrupted, train
+
+    checkpoints = Checkpoints(artifacts / spec.key, checkpoint_seconds) if artifacts else None
+    try:
+        return train(
+            spec,
+            eval_steps=eval_steps,
+            checkpoints=checkpoints,
+            on_step=lambda step: on_tokens(spec.batch_tokens),
+            should_stop=stop.is_set if stop else lambda: False,
+        )
+    except (UsageError, Interrupted):
+        raise
+    except Exception as error:
+        first = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _failed(spec, f"{first}\n{traceback.format_exc()}", 1)
+
+
+def _failed(spec: RunSpec, error: str, attempts: int) -> Record:
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return Record(spec=spec, outcome="failed", error=error, attempts=attempts, created=created)

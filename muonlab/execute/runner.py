@@ -1,0 +1,49 @@
+"""The memo: what is in the store is not run again; what is run is stored at once."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from muonlab.execute.executor import Executor, Observation
+from muonlab.records import Record, RunSpec
+
+__all__ = ["Memory", "Runner"]
+
+
+class Memory(Protocol):
+    """What the runner needs of a store."""
+
+    def get(self, keys: Sequence[str]) -> dict[str, Record]: ...
+
+    def put(self, record: Record, *, replace: bool = False) -> bool: ...
+
+
+class Runner:
+    """Maps specs to records through a memory and an executor; the only writer of the memory."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        executor: Executor,
+        observation: Observation | None = None,
+        on_record: Callable[[Record, bool], None] = lambda record, executed: None,
+    ) -> None:
+        self.memory, self.executor = memory, executor
+        self.observation = observation or Observation()
+        self.on_record = on_record
+        self.num_executed = self.num_failed = 0
+
+    def __call__(self, specs: Sequence[RunSpec]) -> dict[str, Record]:
+        """Records of all specs by key. A run that failed earlier is tried again."""
+        wanted = {spec.key: spec for spec in specs}
+        known = self.memory.get(list(wanted))
+        done = {k: r for k, r in known.items() if r.outcome != "failed" and self.observation.seen_in(r)}
+        for record in done.values():
+            self.on_record(record, False)
+        todo = [spec for key, spec in wanted.items() if key not in done]
+        for record in self.executor.run(todo, self.observation) if todo else ():
+            self.memory.put(record, replace=record.key in known)
+            done[record.key] = record
+            self.num_executed += 1
+            self.num_failed += record.outcome == "failed"
+            self.on_record(record, True)
+        return done

@@ -1,0 +1,29 @@
+"""Optimizers: drop-in classes for torch.optim, and the rules and routing they are made of.
+
+>>> import muonlab.optim
+>>> sorted(muonlab.optim.__all__)[:3]
+['AdamW', 'AdamWRule', 'Engine']
+"""
+
+from muonlab.optim.adam import AdamW, AdamWRule
+from muonlab.optim.engine import Engine
+from muonlab.optim.muon import Muon, MuonRule
+from muonlab.optim.routing import Route, route
+from muonlab.optim.rule import Hyperparameter, Rule, StateField, hp
+from muonlab.optim.sgd import SGD, SGDRule
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "AdamWRule",
+    "Engine",
+    "Hyperparameter",
+    "Muon",
+    "MuonRule",
+    "Route",
+    "Rule",
+    "SGDRule",
+    "StateField",
+    "hp",
+    "route",
+]

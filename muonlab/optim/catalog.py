@@ -1,0 +1,185 @@
+"""The catalogue: optimizers by name, their search spaces, and how a study builds them from dotted names."""
+
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from muonlab.errors import UsageError, unknown
+from muonlab.optim.adam import AdamW
+from muonlab.optim.engine import Engine
+from muonlab.optim.groups import COMPANION_DEFAULTS, rule_defaults
+from muonlab.optim.muon import Muon
+from muonlab.optim.rule import Hyperparameter, declarations
+from muonlab.optim.sgd import SGD
+from muonlab.roles import Role
+
+__all__ = ["build", "get", "hyperparameters", "names", "numerics_version", "polar_description", "space"]
+
+CATALOG: dict[str, type[Engine]] = {cls.rule.name: cls for cls in (AdamW, Muon, SGD)}
+
+WEN = "Wen et al. 2025 (2509.02046), phase I"
+LR_RATIO = Hyperparameter(
+    "aux.lr_ratio", 0.3, (0.1, 0.2, 0.3, 0.6), low=0.0, unit="aux_lr / lr", source=f"{WEN}; 0.6 is ours"
+)
+COMPANION_GRIDS = {
+    "aux.beta1": ((0.8, 0.9, 0.95, 0.98), WEN),
+    "aux.beta2": ((0.9, 0.95, 0.98), WEN),
+    "aux.eps": ((1e-25, 1e-20, 1e-15, 1e-10), WEN),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every optimizer that can be named, in alphabetical order.
+
+    >>> names()
+    ('adamw', 'muon', 'sgd')
+    """
+    return tuple(sorted(CATALOG))
+
+
+def get(name: str) -> type[Engine]:
+    """The optimizer class of a name.
+
+    Raises   UsageError naming the nearest valid one
+
+    >>> get("muon").__name__
+    'Muon'
+    """
+    if name not in CATALOG:
+        raise unknown("optimizer", name, CATALOG)
+    return CATALOG[name]
+
+
+def hyperparameters(name: str) -> tuple[Hyperparameter, ...]:
+    """Every numeric hyperparameter of an optimizer under its dotted name, swept or not.
+
+    >>> [h.name for h in hyperparameters("sgd")]
+    ['opt.lr', 'opt.momentum', 'opt.dampening', 'opt.weight_decay']
+    """
+    cls = get(name)
+    found = cls.rule.hyperparameters()
+    if cls.companion is None:
+        return found
+    beta1, beta2 = COMPANION_DEFAULTS["aux_betas"]
+    defaults = {"aux.beta1": beta1, "aux.beta2": beta2, "aux.eps": COMPANION_DEFAULTS["aux_eps"]}
+    companion = [
+        replace(h, default=defaults[h.name], grid=COMPANION_GRIDS[h.name][0], source=COMPANION_GRIDS[h.name][1])
+        for h in cls.companion.hyperparameters("aux")
+        if h.name in defaults
+    ]
+    return (*found, LR_RATIO, *companion)
+
+
+def space(name: str) -> tuple[Hyperparameter, ...]:
+    """What a study sweeps: the hyperparameters that have a grid.
+
+    A default need not lie on its grid: defaults are those of the class (torch's), grids are the published ones. The one
+    name without a counterpart in the constructor is `aux.lr_ratio`, which sets `aux_lr` to a multiple of `lr`.
+
+    >>> [(h.name, h.default) for h in space("adamw")][:2]
+    [('opt.lr', 0.001), ('opt.beta1', 0.9)]
+    """
+    return tuple(h for h in hyperparameters(name) if h.grid)
+
+
+def build(
+    name: str,
+    named_params: nn.Module | Iterable[tuple[str, Tensor]],
+    roles: Mapping[str, Role | str] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> Engine:
+    """An optimizer from dotted names; what is not named has its default.
+
+    The parameters are routed for every optimizer, so that vectors are exempt from weight decay in all of them alike.
+
+    Raises   UsageError for an unknown name or a value that the optimizer cannot take; it names the key
+
+    >>> build("muon", nn.Linear(4, 4), {"weight": "hidden"}, {"opt.lr": 0.02}).param_groups[1]["lr"]
+    0.006
+    """
+    cls = get(name)
+    arguments = _arguments(name, hyperparameters or {})
+    if not isinstance(named_params, nn.Module):
+        named_params = list(named_params)
+    return cls(named_params, roles=roles or {}, **arguments)
+
+
+def numerics_version(name: str) -> str:
+    """Changes whenever the same run would give other numbers.
+
+    >>> numerics_version("muon")
+    'muon:1+adamw:1'
+    """
+    cls = get(name)
+    rules = [cls.rule] + ([cls.companion] if cls.companion else [])
+    return "+".join(f"{rule.name}:{rule.numerics_version}" for rule in rules)
+
+
+def polar_description(name: str, hyperparameters: Mapping[str, Any] | None = None) -> str:
+    """The polar factor that a run uses; empty for an optimizer without one.
+
+    >>> polar_description("muon", {}), polar_description("adamw", {})
+    ('newton_schulz:jordan:5:bfloat16', '')
+    """
+    cls = get(name)
+    arguments = _arguments(name, hyperparameters or {})
+    return cls.rule(**{key: value for key, value in arguments.items() if not key.startswith("aux_")}).describe_polar()
+
+
+def _arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted lab names -> constructor arguments, each value checked on its own so that the error names its key."""
+    cls = get(name)
+    known = _destinations(cls)
+    arguments: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in known:
+            raise unknown(f"hyperparameter of {name}", key, known)
+        _check(cls, key, value)
+        field, part = known[key]
+        if part is None:
+            arguments[field] = value
+        else:
+            current = arguments.get(field, COMPANION_DEFAULTS.get(field) or rule_defaults(cls.rule).get(field))
+            arguments[field] = tuple(value if i == part else item for i, item in enumerate(current))
+    if cls.companion is not None:
+        ratio = arguments.pop("aux_lr", LR_RATIO.default)
+        arguments["aux_lr"] = ratio * arguments.get("lr", rule_defaults(cls.rule)["lr"])
+    try:
+        cls.rule(**{key: value for key, value in arguments.items() if not key.startswith("aux_")})
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{name}: {error}") from error
+    return arguments
+
+
+def _destinations(cls: type[Engine]) -> dict[str, tuple[str, int | None]]:
+    """Dotted name -> constructor argument and position in it."""
+    found: dict[str, tuple[str, int | None]] = {}
+    sides = [("opt", "", cls.rule)] + ([("aux", "aux_", cls.companion)] if cls.companion else [])
+    for prefix, start, rule in sides:
+        for field, declaration in declarations(rule).items():
+            for i, part in enumerate(declaration.parts or (field,)):
+                found[f"{prefix}.{part}"] = (start + field, i if declaration.parts else None)
+    if cls.companion is not None:
+        found[LR_RATIO.name] = found.pop("aux.lr")
+    return found
+
+
+def _check(cls: type[Engine], key: str, value: Any) -> None:
+    prefix, leaf = key.split(".")
+    rule = cls.rule if prefix == "opt" else cls.companion
+    for field, declaration in declarations(rule).items():
+        parts = declaration.parts or (field,)
+        if ("lr" if key == LR_RATIO.name else leaf) not in parts:
+            continue
+        try:
+            if declaration.parts:
+                declaration.clean(field, (value,) * len(parts))
+            else:
+                declaration.clean(field, value)
+        except (ValueError, TypeError) as error:
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isfinite(value)
+            raise UsageError(f"{key}: {'must be a finite number' if number else error}, got {value!r}") from error

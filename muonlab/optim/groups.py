@@ -1,0 +1,161 @@
+"""Param groups: which rule a group belongs to, which keys it may have, and their defaults."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from muonlab.errors import unknown
+from muonlab.optim.routing import UNNAMED, route
+from muonlab.optim.rule import Rule, declarations
+from muonlab.roles import Role
+
+__all__ = [
+    "COMPANION_DEFAULTS",
+    "FLAGS",
+    "FOLLOW",
+    "adopt_group",
+    "complete_group",
+    "needs_routing",
+    "refuse_unsupported",
+    "routed_groups",
+    "rule_defaults",
+]
+
+FLAGS = {"maximize": False, "foreach": None, "fused": None}
+SWITCHES = ("amsgrad", "capturable", "differentiable")  # torch's, all off
+SHARED = {*FLAGS, *SWITCHES, "algorithm", "role", "num_skipped", "decoupled_weight_decay"}
+ALIASES = ("use_muon", "use_fallback")
+SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
+NOTES = {"params", "param_names", "name", "lr_scale"}  # a user's or timm's annotations, kept and ignored
+COMPANION_DEFAULTS = {"aux_lr": None, "aux_betas": (0.9, 0.95), "aux_eps": 1e-8, "aux_weight_decay": None}
+FOLLOW = ("aux_lr", "aux_weight_decay")  # None: the same as the main rule's
+MATRIX_ROLES = (Role.HIDDEN, Role.CONV, Role.EXPERT)
+
+
+def routed_groups(
+    source: nn.Module | Iterable[Any], roles: Mapping[str, Role | str] | None, rule: type[Rule]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """One group per role that occurs, and the reason for each parameter by name. Vectors get no weight decay."""
+    routes = route(source, roles, strict=rule.is_matrix_rule())
+    named = not any(found.name.startswith(UNNAMED) for found in routes)
+    groups = []
+    for role in (Role.HIDDEN, Role.CONV, Role.EXPERT, Role.EMBEDDING, Role.HEAD, Role.VECTOR):
+        members = [(found.name, found.param) if named else found.param for found in routes if found.role is role]
+        if members:
+            groups.append({"params": members, "role": role.value})
+    return groups, {found.name: found.reason for found in routes} if named else {}
+
+
+def resolve_algorithm(group: dict[str, Any], rule: type[Rule], companion: type[Rule] | None) -> str:
+    """The rule of a group by name: `algorithm`, or the flags that other libraries use, or its role."""
+    valid = [rule.name] + ([companion.name] if companion else [])
+    claimed = group.get("algorithm")
+    for alias in ALIASES:
+        if alias in group and companion is not None:
+            main = bool(group.pop(alias)) == (alias == "use_muon")
+            claimed = claimed or (rule.name if main else companion.name)
+    if claimed is not None and claimed not in valid:
+        raise unknown("algorithm of a param group", claimed, valid)
+    if claimed is not None:
+        return claimed
+    if companion is None or group.get("role") is None:
+        return rule.name
+    return rule.name if group["role"] in MATRIX_ROLES else companion.name
+
+
+def complete_group(
+    group: Mapping[str, Any], defaults: Mapping[str, Any], rule: type[Rule], companion: type[Rule] | None
+) -> dict[str, Any]:
+    """The group with every key that its rule needs, validated.
+
+    Raises   UsageError for a key that no rule knows; ValueError or TypeError for a value out of range
+    """
+    group = dict(group)
+    if "role" in group and group["role"] not in list(Role):
+        raise unknown("role", group["role"], [str(role) for role in Role])
+    if group.get("role") is not None:
+        group["role"] = str(group["role"])
+    group["algorithm"] = resolve_algorithm(group, rule, companion)
+    mine = rule if group["algorithm"] == rule.name else companion
+    allowed = {*declarations(mine), *SHARED, *SCHEDULER_KEYS, *NOTES}
+    for key in group:
+        if key not in allowed:
+            raise unknown("key of a param group", key, allowed)
+    refuse_unsupported(group, mine)
+    undecayed = group.get("role") == Role.VECTOR
+    for key, value in _defaults_for(mine, rule, group, defaults).items():
+        group.setdefault(key, 0.0 if key == "weight_decay" and undecayed else value)
+    for key, value in FLAGS.items():
+        group.setdefault(key, defaults.get(key, value))
+    for key in mine.unsupported:
+        group.setdefault(key, False)
+    group.setdefault("num_skipped", 0)
+    check_values(group, mine)
+    return group
+
+
+def check_values(group: Mapping[str, Any], rule: type[Rule]) -> None:
+    """Build the rule once for its validation, and check shapes that it cannot take."""
+    rule.from_group(group)
+    if not rule.is_matrix_rule():
+        return
+    for item in group["params"]:
+        param = item[1] if isinstance(item, tuple) else item
+        if param.ndim < 2 or (param.ndim == 3 and group.get("role") not in (Role.EXPERT, Role.CONV)):
+            raise ValueError(
+                f"Muon only supports 2D parameters, and one has shape {tuple(param.shape)}: "
+                'leave out `algorithm` to have it routed, or give the group a "role" ("expert" or "conv")'
+            )
+
+
+def refuse_unsupported(settings: Mapping[str, Any], rule: type[Rule]) -> None:
+    for key in SWITCHES:
+        if settings.get(key):
+            raise ValueError(f"{rule.name} of muonlab does not support {key}=True")
+
+
+def needs_routing(params: list[Any]) -> bool:
+    """Whether a group without `algorithm` or `role` holds anything but 2-D tensors."""
+    tensors = [item[1] if isinstance(item, tuple) and len(item) == 2 else item for item in params]
+    return all(isinstance(item, Tensor) for item in tensors) and any(item.ndim != 2 for item in tensors)
+
+
+def _defaults_for(
+    mine: type[Rule], rule: type[Rule], group: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    if mine is rule:
+        return {key: defaults[key] for key in declarations(rule)}
+    values = rule_defaults(mine)
+    for source in COMPANION_DEFAULTS:
+        key = source.removeprefix("aux_")
+        values[key] = defaults[key] if source in FOLLOW and defaults[source] is None else defaults[source]
+    return values
+
+
+def rule_defaults(rule: type[Rule]) -> dict[str, Any]:
+    return {name: rule.__dataclass_fields__[name].default for name in declarations(rule)}
+
+
+def adopt_group(
+    loaded: dict[str, Any], current: Mapping[str, Any] | None, rule: type[Rule], companion: type[Rule] | None
+) -> dict[str, Any]:
+    """A group from a state dict, with the keys that it lacks (an older release, torch's own) from the current group.
+
+    Raises   ValueError if it belongs to another rule, or its values cannot be
+    """
+    for alias in ALIASES:
+        loaded.pop(alias, None)
+    for key, value in (current or {}).items():
+        if key != "params":
+            loaded.setdefault(key, value)
+    for key in ("capturable", "differentiable"):  # say how torch computed the state, not what it means
+        if key in loaded:
+            loaded[key] = False
+    expected = current["algorithm"] if current else loaded["algorithm"]
+    if loaded["algorithm"] != expected:
+        raise ValueError(f"loaded param group is for {loaded['algorithm']}, this one for {expected}")
+    mine = rule if expected == rule.name else companion
+    refuse_unsupported(loaded, mine)
+    mine.from_group(loaded)
+    return loaded

@@ -1,0 +1,122 @@
+"""Muon: momentum, orthogonalised."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from muonlab.kernels.moments import ema_
+from muonlab.kernels.norms import update_scale
+from muonlab.kernels.polar import DTYPES, JORDAN, METHODS, Coefficients, coefficients_for, polar
+from muonlab.optim.adam import AdamWRule
+from muonlab.optim.engine import Engine
+from muonlab.optim.rule import Rule, StateField, choice, hp
+
+__all__ = ["Muon", "MuonRule"]
+
+JORDAN_TRIPLE = JORDAN.steps[0]
+WEN = "Wen et al. 2025 (2509.02046), phase I"
+
+
+def _check_coefficients(value: Any) -> Any:
+    """A registered record or its name -> name; one triple or a schedule of triples -> tuples of floats."""
+    if isinstance(value, Coefficients):
+        if coefficients_for(value.name, value.num_steps) != value:
+            raise ValueError(f"{value.name} is not a registered record: write its steps")
+        return value.name
+    if isinstance(value, str):
+        return value
+    try:
+        nested = [tuple(map(float, item)) if isinstance(item, tuple | list) else float(item) for item in value]
+    except TypeError:
+        raise TypeError(f"ns_coefficients must be (a, b, c), a schedule of such or a name, got {value!r}") from None
+    return tuple(nested)
+
+
+def _check_scale(value: Any) -> Any:
+    update_scale(1, 1, value)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonRule(Rule):
+    """Momentum whose singular values are pushed to 1: steepest descent under the spectral norm.
+
+    Math     m <- ema(g, momentum);  u = g + momentum (m - g) if nesterov else m;  scale polar(u)
+    Shapes   whole matrices (..., fan_out, fan_in)
+    Units    lr x scale is the spectral norm of an update
+    Source   Jordan 2024, "Muon: an optimizer for hidden layers in neural networks"
+    Differs  from Jordan's code: momentum is an average, as in torch; the same direction while `momentum` is constant.
+             From torch.optim.Muon: `eps` never shrinks a small gradient; never normalises a momentum buffer in place
+    """
+
+    name: ClassVar[str] = "muon"
+    numerics_version: ClassVar[str] = "1"
+    source: ClassVar[str] = 'Jordan 2024, "Muon: an optimizer for hidden layers in neural networks"'
+    state: ClassVar[Mapping[str, StateField]] = {"momentum_buffer": StateField("param")}
+    uses_step: ClassVar[bool] = False
+
+    lr: float = hp(
+        1e-3,
+        grid=(0.004, 0.008, 0.016, 0.032, 0.064, 0.128),
+        low=0.0,
+        unit="spectral norm per update, before the scale",
+        source=f"{WEN}, extended downwards by their optima at scale",
+    )
+    weight_decay: float = hp(0.1, grid=(0.0, 0.1, 0.2), low=0.0, unit="1/lr per step", source=WEN)
+    momentum: float = hp(0.95, grid=(0.8, 0.9, 0.95, 0.98), low=0.0, high=1.0, high_closed=False, log=False, source=WEN)
+    nesterov: bool = hp(True, kind=bool)
+    ns_coefficients: Any = hp(JORDAN_TRIPLE, check=_check_coefficients)
+    eps: float = hp(1e-7, low=0.0)
+    ns_steps: int = hp(JORDAN.num_steps, kind=int, low=1, high=100, high_closed=False)
+    adjust_lr_fn: str | None = hp(None, check=_check_scale)
+    polar: str = hp("newton_schulz", check=choice("polar method", METHODS), keyword=True)
+    polar_dtype: str = hp("bfloat16", check=choice("polar_dtype", tuple(DTYPES)), keyword=True)
+
+    def validate(self) -> None:
+        self.coefficients()
+
+    def coefficients(self) -> Coefficients:
+        return coefficients_for(self.ns_coefficients, self.ns_steps)
+
+    def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
+        m = ema_(state["momentum_buffer"], g, self.momentum)
+        return g.lerp(m, self.momentum) if self.nesterov else m.clone()
+
+    def matrix(self, u: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
+        dtype = DTYPES[self.polar_dtype]
+        return polar(u, method=self.polar, coefficients=self.coefficients(), dtype=dtype, eps=self.eps)
+
+    def finish(self, u: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
+        scale = self.scale(tuple(u.shape))
+        return u if scale == 1.0 else u * scale
+
+    def scale(self, shape: tuple[int, ...]) -> float:
+        return update_scale(*shape[-2:], self.adjust_lr_fn)
+
+    def describe_polar(self) -> str:
+        if self.polar == "exact":
+            return "exact"
+        coefficients = self.coefficients()
+        return f"{self.polar}:{coefficients.name}:{coefficients.num_steps}:{self.polar_dtype}"
+
+
+class Muon(Engine):
+    """Drop-in for torch.optim.Muon that also takes a whole model: matrices to Muon, everything else to AdamW.
+
+    Differs  from torch.optim.Muon: a module, or parameters that are not all matrices, are routed by kind (see
+             `explain`); convolutions are flattened; skips a step whose gradients are not finite
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 4))
+    >>> print(Muon(model, lr=0.02, aux_lr=0.003).explain())
+    parameter  shape   role    rule   why                                   step size
+    0.weight   32 x 8  hidden  muon   a matrix between hidden layers        0.04 spectral norm
+    2.weight   4 x 32  head    adamw  last linear layer, outside any block  0.003 per element
+    0.bias     32      vector  adamw  at most one dimension above one       0.003 per element
+    2.bias     4       vector  adamw  at most one dimension above one       0.003 per element
+    """
+
+    rule = MuonRule
+    companion = AdamWRule

@@ -1,0 +1,196 @@
+"""Routing: what each parameter is, decided by module type, tying, output layer, name and shape, in that order."""
+
+import fnmatch
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from muonlab.errors import UsageError, unknown
+from muonlab.roles import Role
+
+__all__ = ["UNNAMED", "Route", "is_vector", "route"]
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
+CONVS = nn.modules.conv._ConvNd
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+HEAD_NAMES = re.compile(r"(lm_)?head|classifier|unembed(ding)?|embed_out|fc_out|output_(layer|projection)")
+EMBEDDING_NAMES = re.compile(r"wte|wpe|(\w+_)?(emb|embeds?|embeddings?)")
+UNNAMED = "parameter "
+EXPERT_NAMES = re.compile(r"(^|[._])experts?([._]|$)")
+
+
+class Route(NamedTuple):
+    """Where one parameter goes, and why."""
+
+    name: str
+    param: Tensor
+    role: Role
+    reason: str
+
+
+def route(
+    source: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+    roles: Mapping[str, Role | str] | None = None,
+    *,
+    strict: bool = True,
+) -> list[Route]:
+    """Give every parameter exactly one role; the first criterion that matches wins, `roles` (name or glob) before all.
+
+    A module is judged by all five criteria; named parameters by name and shape; bare tensors by shape alone. A tied
+    weight appears once, under its first name. With `strict=False` what cannot be told is HIDDEN: good enough for rules
+    that treat all matrices alike.
+
+    Raises   UsageError where the role cannot be told, or a pattern of `roles` matches nothing; it says what to write
+
+    >>> for found in route(nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4), nn.Linear(4, 10))):
+    ...     print(found.name, found.role)
+    0.weight embedding
+    1.weight hidden
+    1.bias vector
+    2.weight head
+    2.bias vector
+    """
+    names, params = _entries(source)
+    wanted = _match(roles or {}, names)
+    owners = _owners(source) if isinstance(source, nn.Module) else {}
+    head = _output_layer(source) if isinstance(source, nn.Module) else None
+    routes = []
+    for name, param in zip(names, params, strict=True):
+        if name in wanted:
+            role, reason = wanted[name]
+        else:
+            role, reason = _judge(name, param, owners.get(id(param), []), head, strict)
+        routes.append(Route(name, param, role, reason))
+    return routes
+
+
+def is_vector(param: Tensor) -> bool:
+    """At most one dimension above one."""
+    return sum(size != 1 for size in param.shape) <= 1
+
+
+def _entries(source: object) -> tuple[list[str], list[Tensor]]:
+    items = list(source.named_parameters()) if isinstance(source, nn.Module) else list(source)
+    named = bool(items) and all(isinstance(item, tuple) for item in items)
+    names = [item[0] for item in items] if named else [f"{UNNAMED}{i}" for i in range(len(items))]
+    params = [item[1] for item in items] if named else items
+    if not named and any(p.ndim == 2 and not is_vector(p) for p in params) and any(p.ndim != 2 for p in params):
+        warnings.warn(
+            "matrices without names are taken for hidden ones; an embedding or an output layer among them would be "
+            "treated as hidden too: pass the model, or model.named_parameters()",
+            UserWarning,
+            stacklevel=4,
+        )
+    seen: dict[int, str] = {}
+    for name, param in zip(names, params, strict=True):
+        seen.setdefault(id(param), name)
+    kept = set(seen.values())
+    return [n for n in names if n in kept], [p for n, p in zip(names, params, strict=True) if n in kept]
+
+
+def _match(roles: Mapping[str, Role | str], names: list[str]) -> dict[str, tuple[Role, str]]:
+    wanted: dict[str, tuple[Role, str]] = {}
+    for pattern, value in roles.items():
+        if value not in list(Role):
+            raise unknown("role", value, [str(role) for role in Role])
+        matched = [pattern] if pattern in names else fnmatch.filter(names, pattern)
+        if not matched:
+            raise UsageError(f"roles: no parameter is called {pattern!r} (the first ones are {', '.join(names[:5])})")
+        for name in matched:
+            exact = name == pattern
+            if exact or name not in wanted:  # an exact name beats a glob, the first glob beats later ones
+                wanted[name] = (Role(value), "named in roles" if exact else f"roles: {pattern}")
+    return wanted
+
+
+def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for path, module in model.named_modules():
+        for name, param in module.named_parameters(recurse=False):
+            owners.setdefault(id(param), []).append((f"{path}.{name}" if path else name, module))
+    return owners
+
+
+def _output_layer(model: nn.Module) -> tuple[int, str] | None:
+    """The weight that maps to the outputs: as wide as the vocabulary, or the last linear layer outside any block."""
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    linears = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    embedded = {id(module.weight) for module in embeddings}
+    if not linears or any(id(module.weight) in embedded for _, module in linears):
+        return None
+    if embeddings:
+        rows = {module.num_embeddings for module in embeddings}
+        for path, module in reversed(linears):
+            if module.out_features in rows and not _in_block(model, path):
+                return id(module.weight), "as many outputs as an embedding has rows"
+        return None
+    path, module = linears[-1]
+    return None if _in_block(model, path) else (id(module.weight), "last linear layer, outside any block")
+
+
+def _in_block(model: nn.Module, path: str) -> bool:
+    """Whether a module lies inside one that occurs repeatedly, such as a transformer block."""
+    kinds = [type(module) for module in model.modules()]
+    parts = path.split(".")
+    ancestors = [model.get_submodule(".".join(parts[:i])) for i in range(1, len(parts))]
+    return any(not isinstance(module, CONTAINERS) and kinds.count(type(module)) > 1 for module in ancestors)
+
+
+def _judge(
+    name: str, param: Tensor, owners: list[tuple[str, nn.Module]], head: tuple[int, str] | None, strict: bool
+) -> tuple[Role, str]:
+    modules = [module for _, module in owners]
+    by_type = _by_type(param, modules)
+    if len(owners) > 1 and by_type is not None and by_type[0] is Role.EMBEDDING:
+        other = next(path for path, module in owners if not isinstance(module, nn.Embedding | nn.EmbeddingBag))
+        return Role.EMBEDDING, f"embedding, tied to {other}" if other != name else "tied to an embedding"
+    if by_type is not None:
+        return by_type
+    if head is not None and id(param) == head[0]:
+        return Role.HEAD, head[1]
+    return _by_name(name, param) or _by_shape(name, param, strict)
+
+
+def _by_type(param: Tensor, modules: list[nn.Module]) -> tuple[Role, str] | None:
+    for module in modules:
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            return Role.EMBEDDING, f"weight of {type(module).__name__}"
+        if isinstance(module, NORMS):
+            return Role.VECTOR, f"gain or bias of {type(module).__name__}"
+        if isinstance(module, CONVS) and param.ndim > 2:
+            if module.groups > 1 and param.shape[1] == 1:
+                return Role.VECTOR, "depthwise convolution: one filter per channel, no matrix"
+            return Role.CONV, f"kernel of {type(module).__name__}, flattened"
+    return None
+
+
+def _by_name(name: str, param: Tensor) -> tuple[Role, str] | None:
+    if is_vector(param):
+        return None
+    parts = name.split(".")
+    owner = parts[-2] if len(parts) > 1 and parts[-1] in ("weight", "kernel", "w") else parts[-1]
+    if HEAD_NAMES.fullmatch(owner):
+        return Role.HEAD, f"called {owner!r}"
+    if EMBEDDING_NAMES.fullmatch(owner):
+        return Role.EMBEDDING, f"called {owner!r}"
+    if param.ndim == 3 and EXPERT_NAMES.search(name):
+        return Role.EXPERT, "three dimensions, called 'expert'"
+    return None
+
+
+def _by_shape(name: str, param: Tensor, strict: bool) -> tuple[Role, str]:
+    if is_vector(param):
+        return Role.VECTOR, "at most one dimension above one"
+    if param.ndim == 2:
+        return Role.HIDDEN, "a matrix between hidden layers"
+    if param.ndim > 3 and not name.startswith(UNNAMED):
+        return Role.CONV, f"{param.ndim} dimensions, flattened to a matrix"
+    if not strict:
+        return Role.HIDDEN, "more than two dimensions, treated like a matrix"
+    raise UsageError(
+        f"Muon only supports 2D parameters, and {name} has shape {tuple(param.shape)}: say what it is, for instance "
+        f'roles={{"{name}": "expert"}} (a stack of matrices) or "conv" (flattened to one matrix)'
+    )

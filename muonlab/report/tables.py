@@ -1,0 +1,237 @@
+"""Findings as tables for the terminal: rich renderables in plain ASCII, legible without colour."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from muonlab.analyze.findings import Comparison, LossesAt, OptimizerFinding, Speedup
+from muonlab.records.evidence import Tuning
+from muonlab.report.text import is_undefined, plural, show
+
+__all__ = ["comparison_table", "runs_table", "tuning_table"]
+
+KEY_LENGTH = 12  # of a record's key, as everywhere on screen
+OK, BROKEN = Text("ok", style="green"), Text("BROKEN", style="bold red")
+
+
+def comparison_table(finding: Comparison) -> list[RenderableType]:
+    """The finding, verdict first: what `compare` prints when the runs are done."""
+    return _spaced(
+        Text(_clean(finding.verdict) or "No verdict was drawn.", style="bold"),
+        _optimizers(finding),
+        *([_contrasts(finding)] if finding.contrasts else []),
+        _horizons(finding),
+        _checks(finding),
+        Text(_cost(finding), style="dim"),
+    )
+
+
+def _optimizers(finding: Comparison) -> Table:
+    table = _table(f"At {show(finding.horizon_tokens, 'tokens')} tokens, baseline {_clean(finding.baseline)}")
+    table.add_column("optimizer", overflow="fold")
+    table.add_column("final loss", no_wrap=True)
+    table.add_column("tokens", no_wrap=True)
+    table.add_column("wall-clock", no_wrap=True)
+    table.add_column("a run", no_wrap=True)
+    table.add_column("settings", overflow="fold", ratio=1)
+    for name, optimizer in finding.optimizers.items():
+        speedup = finding.speedup.get(name)
+        table.add_row(
+            _cell(name),
+            _cell(_loss_lines(optimizer)),
+            _cell("baseline" if name == finding.baseline else _tokens_lines(speedup)),
+            _cell("" if name == finding.baseline else _wall_lines(speedup)),
+            _cell(show(optimizer.wall_seconds, "seconds")),
+            _cell("\n".join(f"{key} {show(x, 'value')}" for key, x in optimizer.hyperparameters.items()) or "-"),
+        )
+    if not finding.optimizers:
+        table.add_row(*("-" for _ in table.columns))
+    return table
+
+
+def _loss_lines(optimizer: OptimizerFinding) -> str:
+    """Mean, standard deviation between seeds, and of how many."""
+    lines = [show(optimizer.loss_mean, "loss"), f"+- {show(optimizer.loss_std, 'loss')}"]
+    lines.append(plural(optimizer.num_seeds, "seed"))
+    if optimizer.num_diverged:
+        lines.append(f"{optimizer.num_diverged} diverged")
+    return "\n".join(lines)
+
+
+def _tokens_lines(speedup: Speedup | None) -> str:
+    if speedup is None or is_undefined(speedup.tokens):
+        return "undefined"
+    if speedup.flag == "censored":
+        return f"{speedup.bound} {show(speedup.tokens, 'ratio')}\na bound"
+    lines = f"{show(speedup.tokens, 'ratio')}\n{_interval(speedup.low, speedup.high)}"
+    return f"{lines}\n{speedup.flag}" if speedup.flag else lines
+
+
+def _wall_lines(speedup: Speedup | None) -> str:
+    if speedup is None or is_undefined(speedup.wall):
+        return "undefined"
+    if speedup.flag == "censored":
+        return f"{speedup.bound} {show(speedup.wall, 'ratio')}"
+    return f"{show(speedup.wall, 'ratio')}\n{_interval(speedup.wall_low, speedup.wall_high)}"
+
+
+def _interval(low: float | None, high: float | None, kind: str = "ratio") -> str:
+    """Where one end is open, in words."""
+    if low is None and high is None:
+        return "no interval"
+    return f"[{show(low, kind, 'open').rstrip('x')}, {show(high, kind, 'open').rstrip('x')}]"
+
+
+def _contrasts(finding: Comparison) -> Table:
+    table = _table(f"Final loss minus that of {_clean(finding.baseline)}, nats (negative is lower loss)")
+    for heading in ("optimizer", "difference", "95 % interval", "p", "resolvable", "judgement"):
+        table.add_column(heading, overflow="fold")
+    for name, test in finding.contrasts.items():
+        table.add_row(
+            _cell(name),
+            _cell(show(test.difference_nats, "difference")),
+            _cell(_interval(test.low, test.high, "difference")),
+            _cell(show(test.p_value, "p")),
+            _cell(show(test.resolvable_nats, "loss")),
+            _cell(test.judgement),
+        )
+    return table
+
+
+def _horizons(finding: Comparison) -> Table:
+    table = _table("Final held-out losses, nats per token")
+    for heading in ("optimizer", "horizon", "mean", "95 % interval", "each seed"):
+        table.add_column(heading, overflow="fold", ratio=1 if heading == "each seed" else None)
+    for name, optimizer in finding.optimizers.items():
+        for i, at in enumerate(optimizer.horizons):
+            table.add_row(
+                _cell(name if i == 0 else ""),
+                _cell(show(at.horizon_tokens, "tokens")),
+                _cell(show(at.mean, "loss")),
+                _cell(_interval(at.low, at.high, "loss")),
+                _cell(_seed_losses(at)),
+            )
+    return table
+
+
+def _seed_losses(at: LossesAt) -> str:
+    return " ".join(show(loss, "loss", "lost") for loss in at.losses) or "-"
+
+
+def _checks(finding: Comparison) -> Table:
+    broken = sum(not check.ok for check in finding.checks)
+    table = _table(f"Fairness checks: {plural(len(finding.checks), 'rule')}, {broken} broken")
+    table.add_column("rule", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("what was found", overflow="fold", ratio=1)
+    for check in finding.checks:
+        table.add_row(_cell(check.name), OK if check.ok else BROKEN, _cell(check.detail))
+    return table
+
+
+def _cost(finding: Comparison) -> str:
+    failed = f", {finding.num_failed} failed" if finding.num_failed else ""
+    tuned = "; ".join(
+        f"{_clean(name)} tuned with {plural(f.tuning_runs, 'run')}, {show(f.tuning_tokens, 'tokens')} tokens, "
+        f"{'converged' if f.converged else 'stopped by the cap'}"
+        for name, f in finding.optimizers.items()
+    )
+    total = f"Cost: {plural(finding.num_runs, 'run')}{failed}, {show(finding.total_tokens, 'tokens')} tokens"
+    return f"{total} ({tuned})." if tuned else f"{total}."
+
+
+def runs_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Runs of a store, a line each. Fields that a row lacks, or that are None, show as a dash."""
+    columns = {
+        "key": "text", "task": "text", "optimizer": "text", "outcome": "text", "horizon_tokens": "tokens",
+        "seed": "text", "final_loss": "loss", "wall_seconds": "seconds", "created": "text",
+    }  # fmt: skip
+    short = {"horizon_tokens": "tokens", "final_loss": "loss", "wall_seconds": "time"}
+    table = _table("")
+    for name, kind in columns.items():
+        justify = "left" if kind == "text" and name != "seed" else "right"
+        table.add_column(short.get(name, name), justify=justify, overflow="fold", no_wrap=name not in ("task", "optimizer"))
+    for row in rows:
+        shown = {name: show(row.get(name), kind) for name, kind in columns.items()}
+        shown |= {"key": shown["key"][:KEY_LENGTH], "created": shown["created"][:10]}
+        style = {"diverged": "yellow", "failed": "red"}.get(shown["outcome"], "")
+        table.add_row(*(_cell(text) for text in shown.values()), style=style)
+    if not table.rows:
+        table.add_row(*("-" for _ in columns))
+    return table
+
+
+def tuning_table(tuning: Tuning, losses: Mapping[str, float | None] | None = None) -> list[RenderableType]:
+    """Best settings, then every move made or refused; with `losses` (record key -> final loss) also the trials."""
+    ended = "converged" if tuning.converged else "stopped by the cap on runs"
+    head = (
+        f"{_clean(tuning.optimizer)} at {show(tuning.horizon_tokens, 'tokens')} tokens: {ended} after "
+        f"{plural(tuning.num_runs, 'run')} ({show(tuning.tokens, 'tokens')} tokens)."
+    )
+    if tuning.edges:
+        head += f" On an edge of its grid: {_clean(', '.join(tuning.edges))}."
+    trials = [] if losses is None else [_trials(tuning, losses)]
+    return _spaced(Text(head, style="bold"), _best(tuning), _moves(tuning), *trials)
+
+
+def _best(tuning: Tuning) -> Table:
+    table = _table("Best settings")
+    table.add_column("coordinate", overflow="fold")
+    table.add_column("value", overflow="fold")
+    for name, value in tuning.best.items():
+        table.add_row(_cell(name), _cell(show(value, "value")))
+    return table
+
+
+def _moves(tuning: Tuning) -> Table:
+    table = _table(f"Moves: {sum(move.accepted for move in tuning.moves)} made of {len(tuning.moves)}")
+    for heading in ("coordinate", "from -> to", "gain, nats", "seeds", "made", "reason"):
+        table.add_column(heading, overflow="fold", ratio=1 if heading == "reason" else None)
+    for move in tuning.moves:
+        error = "" if is_undefined(move.standard_error) else f" +- {show(move.standard_error, 'loss')}"
+        table.add_row(
+            _cell(move.coordinate),
+            _cell(f"{show(move.old, 'value')} -> {show(move.new, 'value')}"),
+            _cell(f"{show(move.gain, 'difference')}{error}"),
+            _cell(str(move.num_seeds)),
+            Text("yes", style="green") if move.accepted else Text("no"),
+            _cell(move.reason),
+        )
+    return table
+
+
+def _trials(tuning: Tuning, losses: Mapping[str, float | None]) -> Table:
+    table = _table(f"Trials: {plural(len(tuning.trials), 'configuration')}, final loss of each seed")
+    table.add_column("settings", overflow="fold")
+    table.add_column("losses", overflow="fold", ratio=1)
+    for trial in tuning.trials:
+        settings = ", ".join(f"{name} {show(value, 'value')}" for name, value in trial.settings.items())
+        shown: Sequence[str] = [show(losses.get(key), "loss", "lost") for key in trial.keys]
+        table.add_row(_cell(settings), _cell(" ".join(shown)))
+    return table
+
+
+def _spaced(*parts: RenderableType) -> list[RenderableType]:
+    return [Padding(part, (1, 0, 0, 0)) for part in parts]
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title, style="bold") if title else None, title_justify="left", box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, expand=False, header_style="dim",
+    )  # fmt: skip
+
+
+def _cell(text: str) -> Text:
+    """Text, never markup: names come from users."""
+    return Text(_clean(text))
+
+
+def _clean(text: str) -> str:
+    """Without control characters but line feeds, so that no name can drive the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

@@ -1,0 +1,106 @@
+"""How values are written: one spelling of every kind of number for terminal and page, and names for their fields."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["FORMATS", "field_name", "is_undefined", "lookup", "plural", "shorten", "show"]
+
+Path = Sequence[str | int]
+
+
+def is_undefined(value: Any) -> bool:
+    """None, and what is not finite: never shown as a number."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def show(value: Any, kind: str, undefined: str = "-") -> str:
+    """The value as text, in ASCII where it is a number.
+
+    >>> show(1.4023, "ratio"), show(2.34567, "loss"), show(None, "loss"), show(4_194_304, "tokens")
+    ('1.40x', '2.3457', '-', '4.19M')
+    >>> show(-0.03, "difference"), show(125.2, "seconds"), show(0.00012, "p"), show((0.9, 0.95), "value")
+    ('-0.0300', '2m 05s', '< 0.001', '(0.9, 0.95)')
+    """
+    return undefined if is_undefined(value) and kind != "value" else FORMATS[kind](value)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}x" if abs(value) < 10 else f"{value:.3g}x" if abs(value) < 1000 else f"{value:,.0f}x"
+
+
+def _tokens(value: float) -> str:
+    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * scale:
+            return f"{float(f'{value / scale:.3g}'):g}{suffix}"
+    return f"{value:g}"
+
+
+def _seconds(value: float) -> str:
+    if value < 0.9995e-3:
+        return f"{value * 1e6:.3g} us"
+    if value < 0.9995:
+        return f"{value * 1e3:.3g} ms"
+    if value < 59.95:
+        return f"{value:.3g} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s"
+    return f"{minutes // 60:,}h {minutes % 60:02d}m"
+
+
+def _value(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(_value(item) for item in value)})"
+    return str(value)
+
+
+FORMATS: Mapping[str, Callable[[Any], str]] = {
+    "count": lambda value: f"{value:,}",
+    "difference": lambda value: f"{value:+.4f}",
+    "loss": lambda value: f"{value:.4f}",
+    "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
+    "ratio": _ratio,
+    "seconds": _seconds,
+    "text": str,
+    "tokens": _tokens,
+    "value": _value,
+}
+
+
+def plural(count: int, noun: str) -> str:
+    """
+    >>> plural(1, "seed"), plural(5, "seed")
+    ('1 seed', '5 seeds')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def shorten(text: str, width: int = 22) -> str:
+    """A name that fits a figure, on one line and free of control characters."""
+    clean = "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return clean if len(clean) <= width else clean[: width - 1] + "…"
+
+
+def field_name(path: Path) -> str:
+    """The name of a field of a finding, as the page's `data-field` attributes have it.
+
+    >>> field_name(("optimizers", "muon", "hyperparameters", "opt.lr")), field_name(("checks", 0, "ok"))
+    ("optimizers.muon.hyperparameters['opt.lr']", 'checks[0].ok')
+    """
+    parts = [part if isinstance(part, str) and part.isidentifier() else f"[{part!r}]" for part in path]
+    return "".join(f".{part}" if i and part[0] != "[" else part for i, part in enumerate(parts))
+
+
+def lookup(finding: Any, path: Path) -> Any:
+    """The field itself, in dataclasses, mappings and sequences alike."""
+    for part in path:
+        if isinstance(part, int) or isinstance(finding, Mapping):
+            finding = finding[part]
+        else:
+            finding = getattr(finding, part)
+    return finding

@@ -1,0 +1,171 @@
+"""Does the pipeline tell the truth? Simulated studies on a loss landscape whose speedup is known.
+
+The real protocol, analysis, checks and verdict run on made-up losses with measured noise: how often is a difference
+found where there is none, and how often does the 95 % interval hold the planted speedup?
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from muonlab.optim.rule import Hyperparameter
+from muonlab.records import Record, RunSpec
+from muonlab.study.compare import ComparisonRules, compare
+from muonlab.study.fairness import conclude
+from muonlab.study.protocol import drive
+
+__all__ = ["Calibration", "Landscape", "Response", "calibrate"]
+
+LR = Hyperparameter("opt.lr", 0.008, (0.001, 0.002, 0.004, 0.008, 0.016, 0.032), low=0.0, low_closed=False)
+WEIGHT_DECAY = Hyperparameter("opt.weight_decay", 0.1, (0.0, 0.1, 0.2), low=0.0)
+HORIZON_TOKENS, BATCH_TOKENS = 98_304, 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """Expected loss of one optimizer as a function of its settings and its horizon, and the noise around it.
+
+    Math     floor + drop * (speed * tokens / 98304)^-exponent + lr_curvature * log2(lr / best)^2
+             + decay_curvature * ((weight_decay - best) / 0.1)^2 + seed effect + noise
+             with the best lr falling as tokens^-lr_drift
+    """
+
+    speed: float = 1.0  # tokens speedup over a response with speed 1 and the same law
+    noise: float = 0.1  # nats, standard deviation between seeds
+    seed_effect: float = 0.02  # nats, shared by all optimizers on a seed
+    floor: float = 1.6
+    drop: float = 1.0
+    exponent: float = 0.45
+    best_lr: float = 0.008
+    lr_curvature: float = 0.08
+    lr_drift: float = 0.2
+    best_weight_decay: float = 0.1
+    decay_curvature: float = 0.002
+    diverges_above: float = math.inf  # lr
+
+    def expected(self, spec: RunSpec) -> float:
+        lr, weight_decay = float(spec.get("opt.lr")), float(spec.get("opt.weight_decay"))
+        ratio = spec.horizon_tokens / HORIZON_TOKENS
+        best = self.best_lr * ratio**-self.lr_drift
+        return (
+            self.floor
+            + self.drop * (self.speed * ratio) ** -self.exponent
+            + self.lr_curvature * math.log2(lr / best) ** 2
+            + self.decay_curvature * ((weight_decay - self.best_weight_decay) / 0.1) ** 2
+        )
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Runs specs by formula. Everything is a function of the spec and `trial`, as in a real run."""
+
+    responses: Mapping[str, Response]
+    trial: int = 0
+
+    def record(self, spec: RunSpec) -> Record:
+        response = self.responses[spec.optimizer]
+        if float(spec.get("opt.lr")) > response.diverges_above:
+            return Record(spec=spec, outcome="diverged", diverged_step=1)
+        loss = response.expected(spec)
+        loss += response.seed_effect * self._normal(f"seed {spec.seed}") + response.noise * self._normal(spec.key)
+        return Record(
+            spec=spec, outcome="ok", final_loss=loss, tokens=spec.horizon_tokens, step_seconds=0.01,
+            environment={"machine": "simulated"}, params={"hidden": 1},
+        )  # fmt: skip
+
+    def run(self, specs: Sequence[RunSpec]) -> dict[str, Record]:
+        return {spec.key: self.record(spec) for spec in specs}
+
+    def _normal(self, name: str) -> float:
+        digest = hashlib.sha256(f"{self.trial} {name}".encode()).digest()
+        return float(np.random.default_rng(list(digest[:16])).standard_normal())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Outcome of many simulated studies with one planted speedup. Rates are fractions of the studies."""
+
+    planted: float
+    num_studies: int
+    baseline: Response
+    challenger: Response
+    false_verdicts: float  # a verdict on the wrong side, or any verdict where nothing was planted
+    verdicts: float  # any verdict
+    coverage: float  # the interval of the tokens speedup holds the planted one
+    censored: float
+    median_speedup: float
+    median_width: float  # of the interval, high / low
+    mean_runs: float
+    standard_errors: Mapping[str, float] = field(default_factory=dict)  # of the rates, binomial
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def calibrate(planted: float, num_studies: int, *, noises: tuple[float, float], seed: int = 0) -> Calibration:
+    """Simulate `num_studies` comparisons whose challenger is `planted` times as fast as the baseline.
+
+    Each study has its own landscape: where the optima lie relative to the grid is random and different for the two
+    optimizers, as it is in life. `noises` are those of baseline and challenger.
+    """
+    outcomes = [_study(planted, noises, np.random.default_rng([seed, trial]), trial) for trial in range(num_studies)]
+    held = [o for o in outcomes if o["covered"] is not None]
+    rates = {
+        "false_verdicts": float(np.mean([o["judgement"] in o["wrong"] for o in outcomes])),
+        "verdicts": float(np.mean([o["judgement"] != "unresolved" for o in outcomes])),
+        "coverage": float(np.mean([o["covered"] for o in held])) if held else math.nan,
+        "censored": 1 - len(held) / len(outcomes),
+    }
+    return Calibration(
+        planted=planted,
+        num_studies=num_studies,
+        baseline=Response(noise=noises[0]),
+        challenger=Response(noise=noises[1], speed=planted),
+        median_speedup=float(np.median([o["speedup"] for o in held])),
+        median_width=float(np.median([o["width"] for o in held])),
+        mean_runs=float(np.mean([o["runs"] for o in outcomes])),
+        standard_errors={name: math.sqrt(max(r * (1 - r), 0.0) / num_studies) for name, r in rates.items()},
+        **rates,
+    )
+
+
+def _study(planted: float, noises: tuple[float, float], rng: np.random.Generator, trial: int) -> dict[str, Any]:
+    def response(speed: float, noise: float) -> Response:
+        return Response(
+            speed=speed, noise=noise,
+            best_lr=0.004 * 4 ** rng.random(), best_weight_decay=0.2 * rng.random(),
+        )  # fmt: skip
+
+    landscape = Landscape({"a": response(1.0, noises[0]), "b": response(planted, noises[1])}, trial)
+    bases = {
+        name: RunSpec(
+            task="landscape", optimizer=name, horizon_tokens=HORIZON_TOKENS, batch_tokens=BATCH_TOKENS,
+            hyperparameters={"opt.lr": LR.default, "opt.weight_decay": WEIGHT_DECAY.default},
+        )
+        for name in landscape.responses
+    }  # fmt: skip
+    spaces = dict.fromkeys(bases, (LR, WEIGHT_DECAY))
+    records: dict[str, Record] = {}
+
+    def run(specs: Sequence[RunSpec]) -> dict[str, Record]:
+        records.update(landscape.run(specs))
+        return {spec.key: records[spec.key] for spec in specs}
+
+    evidence = drive(compare(bases, spaces, ComparisonRules(baseline="a")), run)
+    finding = conclude(evidence, records)
+    speedup, judgement = finding.speedup["b"], finding.contrasts["b"].judgement
+    wrong = {1.0: ("better", "worse")}.get(planted, ("worse",) if planted > 1 else ("better",))
+    bounds = (speedup.low or 0.0, speedup.high or math.inf)
+    inside = speedup.tokens is not None and not speedup.flag
+    return {
+        "judgement": judgement,
+        "wrong": wrong,
+        "covered": bounds[0] <= planted <= bounds[1] if inside else None,
+        "speedup": speedup.tokens or math.nan,
+        "width": bounds[1] / bounds[0] if bounds[0] else math.inf,
+        "runs": len(records),
+    }

@@ -1,0 +1,152 @@
+"""The fairness rules: what a comparison must hold before its verdict means anything. Needs records only, no torch."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from muonlab.analyze import comparison as analysis
+from muonlab.analyze.findings import Check, Comparison
+from muonlab.analyze.significance import verdict
+from muonlab.records import Record
+from muonlab.records.evidence import Cell, Evidence
+
+__all__ = ["check", "conclude"]
+
+Records = Mapping[str, Record]
+SAME = ("task", "task_options", "data_fingerprint", "precision", "compile", "device", "torch", "parametrization")
+MIN_SEEDS = 3
+MIN_EFFORT = 0.5  # of the tuning runs of the best-tuned challenger, for the baseline
+
+
+def conclude(evidence: Evidence, records: Records) -> Comparison:
+    """The whole finding: analysis, checks, verdict."""
+    finding = analysis.compare(evidence, records)
+    checks = check(evidence, records, finding)
+    sentence = verdict(evidence.baseline, finding.contrasts, finding.speedup, checks)
+    return replace(finding, checks=checks, verdict=sentence)
+
+
+def check(evidence: Evidence, records: Records, finding: Comparison) -> tuple[Check, ...]:
+    """Every rule, held or broken, in the order of the argument."""
+    rules: tuple[Callable[[Evidence, Records, Comparison], Check], ...] = (
+        _complete, _same_conditions, _fresh_seeds, _same_tuning, _effort, _converged, _interior,
+        _own_schedule, _enough_seeds, _interpolated, _wall_clock,
+    )  # fmt: skip
+    return tuple(rule(evidence, records, finding) for rule in rules)
+
+
+def _cells(evidence: Evidence) -> Iterator[tuple[str, Cell]]:
+    return ((arm.name, cell) for arm in evidence.arms.values() for cell in arm.cells)
+
+
+def _complete(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+    outcomes = [records[key].outcome for _, cell in _cells(evidence) for key in cell.keys]
+    diverged, failed = outcomes.count("diverged"), finding.num_failed
+    detail = f"{len(outcomes)} final runs, {diverged} diverged; {failed} of all {finding.num_runs} runs failed"
+    return Check(name="complete", ok=not diverged and not failed, detail=detail)
+
+
+def _same_conditions(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+    specs = [records[key].spec for _, cell in _cells(evidence) for key in cell.keys]
+    differ = [name for name in SAME if len({str(getattr(spec, name)) for spec in specs}) > 1]
+    seeds = {name: {records[k].spec.seed for k in cell.keys} for name, cell in _cells(evidence)}
+    if len({frozenset(s) for s in seeds.values()}) > 1:
+        differ.append("seed")
+    detail = f"differ in {', '.join(differ)}" if differ else "same model, data, data order per seed, precision, device"
+    return Check(name="same_conditions", ok=not differ, detail=detail)
+
+
+def _fresh_seeds(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+    tuned = {records[k].spec.seed for _, cell in _cells(evidence) for t in cell.tuning.trials for k in t.keys}
+    final = {records[k].spec.seed for _, cell in _cells(evidence) for k in cell.keys}
+    shared = sorted(tuned & final)
+    detail = (
+        f"seeds {shared} served both" if shared else f"{len(final)} final seeds, {len(tuned)} tuning seeds, disjoint"
+    )
+    return Check(name="fresh_seeds", ok=not shared, detail=detail)
+
+
+def _same_tuning(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+    tuned = {name: cell.tuning.coordinates for name, cell in _cells(evidence) if _is_main(cell, evidence)}
+    odd = sorted({name for names in tuned.values() for name in names if _shared(name)} - _common(tuned))
+    detail = "; ".join(f"{name}: {', '.join(coordinates)}" for name, coordinates in tuned.items())
+    return Check(name="same_tuning", ok=not odd, detail=detail)
+
+
+def _shared(coordinate: str) -> bool:
+    """Coordinates that every optimizer has; a rule's own (momentum, betas) can't be tuned for all."""
+    return coordinate in ("opt.lr", "opt.weight_decay") or not coordinate.startswith(("opt.", "aux."))
+
+
+def _common(tuned: Mapping[str, tuple[str, ...]]) -> set[str]:
+    return set.intersection(*(set(names) for names in tuned.values())) if tuned else set()
+
+
+def _is_main(cell: Cell, evidence: Evidence) -> bool:
+    return cell.horizon_tokens == evidence.horizon_tokens
+
+
+def _effort(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+    runs = {name: cell.tuning.num_runs for name, cell in _cells(evidence) if _is_main(cell, evidence)}
+    most = max(runs.values())
+    detail = ", ".join(
+        f"{f.name} {f.tuning_runs} runs ({f.tuning_tokens / 1e6:.3g}M tokens)" for f in finding.optimizers.values()
+    )
+    detail += f"; cap {evidence.max_runs} runs a horizon for each"
+    return Check(name="tuning_effort", ok=runs[evidence.baseline] >= MIN_EFFORT * most, detail=detail)
+
+
+def _converged(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+    capped = [
+        f"{name} at {cell.horizon_tokens:,} tokens" for name, cell in _cells(evidence) if not cell.tuning.converged
+    ]
+    detail = f"stopped by the cap: {', '.join(capped)}" if capped else "each tuning ended with a round without a move"
+    return Check(name="converged", ok=not capped, detail=detail)
+
+
+def _interior(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+    edges = [
+        f"{name} {edge} = {cell.settings[edge]} at {cell.horizon_tokens:,} tokens"
+        for name, cell in _cells(evidence)
+        for edge in cell.tuning.edges
+    ]
+    detail = (
+        f"on an edge of its grid: {'; '.join(edges)}" if edges else "each optimum has tried neighbours on both sides"
+    )
+    return Check(name="interior", ok=not edges, detail=detail)
+
+
+def _own_schedule(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+    runs = [(records[key], cell) for _, cell in _cells(evidence) for key in cell.keys]
+    wrong = [run.key[:12] for run, cell in runs if run.spec.horizon_tokens != cell.horizon_tokens]
+    constant = any(run.spec.schedule.kind == "constant" for run, _ in runs)
+    kinds = sorted({run.spec.schedule.kind for run, _ in runs})
+    detail = f"final losses only, each horizon with its own {'/'.join(kinds)} schedule"
+    if wrong:
+        detail = f"not trained for their own horizon: {', '.join(wrong)}"
+    elif constant:
+        detail = "lr is not decayed (constant schedule): rankings can flip during decay"
+    return Check(name="own_schedule", ok=not wrong and not constant, detail=detail)
+
+
+def _enough_seeds(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+    fewest = min(sum(x is not None for x in at.losses) for f in finding.optimizers.values() for at in f.horizons)
+    able = ", ".join(
+        f"{name} {contrast.resolvable_nats:.3f} nats"
+        for name, contrast in finding.contrasts.items()
+        if contrast.resolvable_nats is not None
+    )
+    detail = f"{fewest} seeds a horizon; smallest difference found 4 times out of 5: {able or 'none'}"
+    return Check(name="enough_seeds", ok=fewest >= MIN_SEEDS, detail=detail)
+
+
+def _interpolated(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+    flagged = [f"{name} {speedup.flag}" for name, speedup in finding.speedup.items() if speedup.flag]
+    at = ", ".join(f"{name} at {s.horizon_tokens:,} tokens" for name, s in finding.speedup.items() if not s.flag)
+    detail = f"not between the baseline's horizons: {', '.join(flagged)}" if flagged else f"read between horizons: {at}"
+    return Check(name="interpolated", ok=not flagged, detail=detail)
+
+
+def _wall_clock(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+    machines = {str(records[key].environment.get("machine")) for _, cell in _cells(evidence) for key in cell.keys}
+    detail = "median step times of one machine" if len(machines) == 1 else f"records of {len(machines)} machines: null"
+    return Check(name="wall_clock", ok=len(machines) == 1, detail=detail)

@@ -1,0 +1,145 @@
+"""From a config to the runs it is about: task found, data hashed, defaults filled in, every name checked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from muonlab.errors import UsageError, unknown
+from muonlab.optim import catalog
+from muonlab.optim.rule import Hyperparameter
+from muonlab.records import RunSpec, Schedule
+from muonlab.records.spec import SETTABLE, Value
+from muonlab.study.compare import ComparisonRules
+from muonlab.study.config import ComparisonConfig
+from muonlab.study.space import check_names, coordinates
+from muonlab.study.tune import TuningRules
+from muonlab.tasks import catalog as tasks
+
+__all__ = ["Plan", "base_specs", "plan_comparison"]
+
+FIRST_TUNING_SEED = 1000  # added to the first seed: tuning seeds and final seeds never meet
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison ready to run."""
+
+    bases: Mapping[str, RunSpec]
+    spaces: Mapping[str, Sequence[Hyperparameter]]
+    rules: ComparisonRules
+
+    def price(self) -> "Price":
+        """What it takes if no grid is extended and no seeds are added, and what it can take at most."""
+        tuning, ratios = self.rules.tuning, self.rules.horizon_ratios
+        horizon = next(iter(self.bases.values())).horizon_tokens
+        finals = len(self.rules.final_seeds)
+        least = most = 0
+        least_tokens = most_tokens = 0.0
+        for name, space in self.spaces.items():
+            first = sum(len(h.grid) for h in space) - (len(space) - 1)
+            main = min(tuning.max_runs, first * tuning.first_seeds)
+            others = [ratio for ratio in ratios if ratio != 1.0] if name == self.rules.baseline else []
+            least += main + finals + len(others) * (3 * tuning.first_seeds + finals)
+            least_tokens += (main + finals + sum(others) * (3 * tuning.first_seeds + finals)) * horizon
+            extra = others if name == self.rules.baseline else [0.5, 0.25]
+            most += (1 + len(extra)) * (tuning.max_runs + finals)
+            most_tokens += (1 + sum(extra)) * (tuning.max_runs + finals) * horizon
+        return Price(least, most, least_tokens, most_tokens)
+
+
+@dataclass(frozen=True)
+class Price:
+    """Runs and tokens of a study that starts with an empty store."""
+
+    least_runs: int
+    most_runs: int
+    least_tokens: float
+    most_tokens: float
+
+
+def plan_comparison(config: ComparisonConfig) -> Plan:
+    """Check everything that can be checked before the first run, and lay the study out.
+
+    Raises   UsageError for an unknown task, optimizer or key, a value out of range, data that can't be read
+    """
+    bases = base_specs(config)
+    first = bases[config.optimizers[0]]
+    check_names(config.optimizers, first, config.tune)
+    final = tuple(range(config.first_seed, config.first_seed + config.num_seeds))
+    start = FIRST_TUNING_SEED + config.first_seed
+    tuning = TuningRules(
+        seeds=tuple(range(start, start + config.max_tuning_seeds)),
+        first_seeds=config.tuning_seeds,
+        max_runs=config.max_runs,
+    )
+    spaces = {name: coordinates(name, base, config.tune) for name, base in bases.items()}
+    rules = ComparisonRules(
+        baseline=config.baseline, final_seeds=final, horizon_ratios=config.horizon_ratios, tuning=tuning
+    )
+    return Plan(bases, spaces, rules)
+
+
+def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
+    """The run of each optimizer at the config's horizon, every hyperparameter at its default or as set."""
+    _check_settings(config)
+    info = tasks.locate(config.task)
+    own = {name.partition(".")[2]: v for name, v in config.settings.items() if name.startswith("task.")}
+    data = tuple(str(Path(path).absolute()) for path in config.data)
+    task = tasks.resolve(info.name, own, data, info.source)
+    defaults = {name: v for name, v in info.options.items() if _plain(v)}
+    others = {name: v for name, v in config.settings.items() if not name.startswith(("task.", "opt.", "aux."))}
+    specs = {}
+    for name in config.optimizers:
+        space = {h.name: h.default for h in catalog.space(name)}
+        space.update({key: value for key, value in config.settings.items() if key in space})
+        catalog.check(name, space)
+        specs[name] = RunSpec(
+            task=info.name,
+            source=info.source,
+            task_options={**defaults, **own},
+            data=data,
+            data_fingerprint=tasks.fingerprint(task),
+            numerics={**info.numerics, "rule": catalog.numerics_version(name)},
+            optimizer=name,
+            hyperparameters=space,
+            polar=catalog.polar_description(name, space),
+            horizon_tokens=config.horizon_tokens,
+            batch_tokens=config.batch_tokens,
+            schedule=Schedule(),
+            device=config.device,
+            torch=version("torch"),
+        ).set(others)
+        _check_batch(specs[name], task)
+    return specs
+
+
+def _check_settings(config: ComparisonConfig) -> None:
+    rules = {h.name for name in config.optimizers for h in catalog.space(name)}
+    schedule = {f"schedule.{name}" for name in Schedule.__dataclass_fields__}
+    for name in config.settings:
+        if not name.startswith("task.") and name not in rules | schedule | set(SETTABLE):
+            raise unknown("key", name, rules | schedule | set(SETTABLE))
+
+
+def _check_batch(spec: RunSpec, task: tasks.Task) -> None:
+    unit = task.tokens_per_sample
+    if spec.batch_tokens % unit:
+        nearest = max(unit, round(spec.batch_tokens / unit) * unit)
+        raise UsageError(f"batch_tokens {spec.batch_tokens} must be a multiple of one sample, {unit} tokens: try {nearest}")
+    if spec.num_steps < 8:
+        raise UsageError(f"horizon_tokens {spec.horizon_tokens} is only {spec.num_steps} steps: raise it, or lower batch_tokens")
+    if hasattr(task, "check"):
+        task.check(spec.batch_tokens // unit)
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str | tuple | None)
+
+
+def settings_of(spec: RunSpec) -> dict[str, Value]:
+    """Everything that a run sets, under dotted names, for people to read."""
+    schedule = {f"schedule.{name}": getattr(spec.schedule, name) for name in Schedule.__dataclass_fields__}
+    options = {f"task.{name}": value for name, value in spec.task_options.items()}
+    return {**spec.hyperparameters, **schedule, "clip": spec.clip, "batch_tokens": spec.batch_tokens, **options}

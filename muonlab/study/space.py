@@ -1,0 +1,54 @@
+"""What can be tuned: the rule's hyperparameters, which it declares itself, and the trainer's, declared here."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from muonlab.errors import UsageError, unknown
+from muonlab.optim import catalog
+from muonlab.optim.rule import Hyperparameter
+from muonlab.records import RunSpec
+
+__all__ = ["coordinates", "trainer_space"]
+
+
+def trainer_space(base: RunSpec) -> tuple[Hyperparameter, ...]:
+    """The trainer's coordinates around a run, with grids of our choice.
+
+    The batch is swept over a factor of 16 around that of the run and no further: beyond it is a batch study.
+    """
+    batch, schedule = base.batch_tokens, base.schedule
+    fractions = {"low": 0.0, "high": 1.0, "log": False, "unit": "fraction of the run", "source": "ours"}
+    space = [
+        Hyperparameter("schedule.warmup_fraction", schedule.warmup_fraction, (0.0, 0.05, 0.1, 0.2, 0.4), **fractions),
+        Hyperparameter("clip", base.clip, (0.0, 1.0, 2.0), low=0.0, unit="global gradient norm", source="Wen et al. 2025"),
+    ]
+    if batch % 4 == 0 and base.num_steps >= 16:
+        grid = tuple(batch * factor // 4 for factor in (1, 2, 4, 8, 16))
+        space.append(Hyperparameter("batch_tokens", batch, grid, low=grid[0], high=grid[-1], unit="tokens", source="ours"))
+    if schedule.kind == "wsd":
+        grid = (0.2, 0.4, 0.6, 0.8, 1.0)
+        space.append(Hyperparameter("schedule.decay_fraction", schedule.decay_fraction, grid, **fractions))
+    return tuple(space)
+
+
+def coordinates(optimizer: str, base: RunSpec, names: Sequence[str]) -> tuple[Hyperparameter, ...]:
+    """The coordinates that `names` ask for, lr first, each starting where `base` stands.
+
+    `all` means every one. A name that this optimizer does not have (opt.momentum for AdamW) is left out.
+    """
+    rule = [replace(h, default=base.hyperparameters.get(h.name, h.default)) for h in catalog.space(optimizer)]
+    space = {h.name: h for h in (*rule, *trainer_space(base)) if h.grid}
+    chosen = list(space) if "all" in names else [name for name in names if name in space]
+    if "opt.lr" not in chosen:
+        raise UsageError("--tune must name opt.lr: an optimizer whose learning rate is not tuned can't be compared")
+    chosen.sort(key=lambda name: name != "opt.lr")
+    return tuple(space[name] for name in chosen)
+
+
+def check_names(optimizers: Sequence[str], base: RunSpec, names: Sequence[str]) -> None:
+    """Raises   UsageError for a coordinate that no optimizer has"""
+    valid = {h.name for optimizer in optimizers for h in catalog.space(optimizer)}
+    valid |= {h.name for h in trainer_space(base)} | {"all"}
+    for name in names:
+        if name not in valid:
+            raise unknown("coordinate to tune", name, valid)

@@ -1,0 +1,172 @@
+"""The task `text`: a decoder that predicts the next byte, or the next token of a shard."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from muonlab.errors import UsageError
+from muonlab.roles import Role
+from muonlab.tasks.corpus import Corpus, Shard, load_corpus
+from muonlab.tasks.decoder import Decoder, DecoderConfig
+
+__all__ = ["Text", "counter_hash"]
+
+NUM_BYTES = 256
+GPT2_VOCAB = 50304  # 50257 rounded up to a multiple of 64, as nanoGPT does
+EVAL_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Next-token prediction on this Python's library sources, on text files (bytes) or on `.bin` token shards.
+
+    A sample is `seq_len + 1` consecutive tokens at a random place of the training split; samples may overlap and may
+    cross from one text file into the next. The held-out split is cut into windows of `seq_len` targets.
+
+    >>> task = Text(width=32, seq_len=64)
+    >>> tuple(task.batch(seed=0, start=0, count=8).shape)
+    (8, 65)
+
+    Raises   UsageError for a shape that cannot be built, data that cannot be read, or text too short for `seq_len`
+    """
+
+    numerics_version: ClassVar[str] = "1"  # raise when the same options give other numbers
+
+    seq_len: int = 64
+    eval_tokens: int | None = 32768  # evenly spread over the held-out split, at most; 0 or None = all of it
+    vocab_size: int | None = None  # None = 256 for text, 50304 for token shards
+    raw_bin: bool = False  # .bin files without a header hold uint16 tokens from their first byte
+    width: int = DecoderConfig.width
+    depth: int = DecoderConfig.depth
+    num_heads: int | None = DecoderConfig.num_heads
+    mlp_width: int | None = DecoderConfig.mlp_width
+    mlp: str = DecoderConfig.mlp
+    norm: str = DecoderConfig.norm
+    qk_norm: bool = DecoderConfig.qk_norm
+    tied: bool = DecoderConfig.tied
+    zero_init: bool = DecoderConfig.zero_init
+    rope_base: float = DecoderConfig.rope_base
+    data: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("seq_len", 1), ("eval_tokens", 0)):
+            value = getattr(self, name)
+            if value is None and name == "eval_tokens":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UsageError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if not isinstance(self.raw_bin, bool):
+            raise UsageError(f"raw_bin must be true or false, got {self.raw_bin!r}")
+        object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
+        config, need = self.config, self.seq_len + 1
+        if self.corpus.kind == "bytes" and config.vocab_size < NUM_BYTES:
+            raise UsageError(f"vocab_size {config.vocab_size} is too small for text, which has {NUM_BYTES} bytes")
+        for label, shards in (("training", self.corpus.train), ("held-out", self.corpus.heldout)):
+            longest = max((len(shard.tokens) for shard in shards), default=0)
+            if longest < need:
+                message = f"seq_len {self.seq_len} needs {need} tokens in a row, the {label} split has {longest}"
+                raise UsageError(f"{message}: give more text or lower task.seq_len")
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("corpus", "config")}
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return load_corpus(self.data, raw_bin=self.raw_bin)
+
+    @cached_property
+    def config(self) -> DecoderConfig:
+        """The shape of the model."""
+        vocab_size = self.vocab_size
+        if vocab_size is None:
+            vocab_size = NUM_BYTES if self.corpus.kind == "bytes" else GPT2_VOCAB
+        names = (name for name in DecoderConfig.__dataclass_fields__ if name != "vocab_size")
+        return DecoderConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})
+
+    @property
+    def tokens_per_sample(self) -> int:
+        return self.seq_len
+
+    def build(self) -> Decoder:
+        return Decoder(self.config, self.seq_len)
+
+    def batch(self, seed: int, start: int, count: int) -> Tensor:
+        """Samples start ... start + count - 1 of the stream: (count, seq_len + 1) int64."""
+        lengths = np.array([max(0, len(shard.tokens) - self.seq_len) for shard in self.corpus.train], dtype=np.uint64)
+        ends = np.cumsum(lengths)
+        places = counter_hash(seed, start, count) % ends[-1]
+        which = np.searchsorted(ends, places, side="right")
+        return self._cut(self.corpus.train, which, (places - (ends - lengths)[which]).astype(np.int64))
+
+    def evaluation(self) -> Iterator[tuple[Tensor, int]]:
+        """Held-out batches of about 8192 tokens, each with its number of targets; no token is a target twice."""
+        counts = [max(0, len(shard.tokens) - 1) // self.seq_len for shard in self.corpus.heldout]
+        which = np.repeat(np.arange(len(counts)), counts)
+        offsets = np.concatenate([np.arange(count, dtype=np.int64) * self.seq_len for count in counts])
+        wanted = -(-(self.eval_tokens or 0) // self.seq_len)
+        if 0 < wanted < len(offsets):
+            chosen = np.arange(wanted) * len(offsets) // wanted
+            which, offsets = which[chosen], offsets[chosen]
+        size = max(1, EVAL_BATCH_TOKENS // self.seq_len)
+        for at in range(0, len(offsets), size):
+            batch = self._cut(self.corpus.heldout, which[at : at + size], offsets[at : at + size])
+            yield batch, len(batch) * self.seq_len
+
+    def loss(self, model: torch.nn.Module, batch: Tensor) -> Tensor:
+        """Mean cross-entropy in nats per token; the logits are widened to fp32 first."""
+        logits_BTV = model(batch[:, :-1])
+        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), batch[:, 1:].flatten())
+
+    def roles(self, model: Decoder) -> dict[str, Role]:
+        return model.roles()
+
+    def flops_per_token(self, model: Decoder) -> float:
+        return model.config.flops_per_token(self.seq_len)
+
+    def fingerprint(self) -> str:
+        return self.corpus.fingerprint
+
+    def check(self, batch_samples: int) -> None:
+        """Raises UsageError if one batch is larger than the training split."""
+        held, wanted = sum(len(shard.tokens) for shard in self.corpus.train), batch_samples * self.seq_len
+        if wanted > held:
+            raise UsageError(f"a batch of {wanted} tokens exceeds the training split of {held}: lower batch_tokens")
+
+    def _cut(self, shards: tuple[Shard, ...], which: np.ndarray, offsets: np.ndarray) -> Tensor:
+        """The windows of `seq_len + 1` tokens at some places: (len(which), seq_len + 1) int64."""
+        batch = np.empty((len(which), self.seq_len + 1), dtype=np.int64)
+        for index in np.unique(which):
+            shard, rows = shards[index], which == index
+            windows = np.lib.stride_tricks.sliding_window_view(shard.tokens, self.seq_len + 1)
+            batch[rows] = windows[offsets[rows]]
+            largest = int(batch[rows].max())
+            if largest >= self.config.vocab_size:
+                message = f"{shard.name}: token {largest} is outside the vocabulary of {self.config.vocab_size}"
+                raise UsageError(f"{message}: set task.vocab_size")
+        return torch.from_numpy(batch)
+
+
+def counter_hash(seed: int, start: int, count: int) -> np.ndarray:
+    """Random uint64 number i of the stream `seed`, for i in start ... start + count - 1: no state, any slice.
+
+    >>> counter_hash(0, 5, 3).tolist() == counter_hash(0, 0, 8)[5:].tolist()
+    True
+
+    Source   Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators" (SplitMix64)
+    Differs  from SplitMix64: the seed is mixed once before it starts the stream
+    """
+    origin = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
+    counter = np.arange(start + 1, start + count + 1, dtype=np.uint64)
+    return _mix(origin + counter * np.uint64(0x9E3779B97F4A7C15))
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -1,0 +1,254 @@
+"""One run: a RunSpec in, a Record out."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from muonlab.errors import UsageError
+from muonlab.optim import catalog as optimizers
+from muonlab.records import Record, RunSpec
+from muonlab.tasks import catalog as tasks
+from muonlab.tasks.base import Task
+from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state
+from muonlab.train.environment import environment, peak_bytes
+from muonlab.train.schedules import lr_factor, progress_at
+
+__all__ = ["Interrupted", "train"]
+
+CURVE_POINTS = 256  # a longer training curve is averaged down to this many points
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its last checkpoint, if it writes any, is on disk."""
+
+
+def train(
+    spec: RunSpec,
+    *,
+    task: Task | None = None,
+    eval_steps: Collection[int] = (),
+    checkpoints: Checkpoints | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Record:
+    """Train `spec` to its horizon and evaluate on the whole held-out split.
+
+    The same spec on the same machine and number of threads gives the same record bit for bit, also when it was
+    stopped and resumed from a checkpoint. A non-finite loss or gradient norm ends the run as `diverged`, before
+    the update. `eval_steps` adds held-out losses for curves; they change nothing else.
+
+    Raises   UsageError for a spec that can't be run; Interrupted when `should_stop` says so
+    """
+    task = task or tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
+    run = _Run(spec, task)
+    if checkpoints and (state := checkpoints.load()):
+        run.load_state_dict(state)
+    saved = time.monotonic()
+    while run.step < spec.num_steps and run.diverged_step is None:
+        if should_stop():
+            if checkpoints:
+                checkpoints.save(run.step, run.state_dict())
+            raise Interrupted
+        run.advance()
+        if run.step in eval_steps and run.diverged_step is None:
+            run.eval_curve.append((run.step, run.evaluate()))
+        on_step(run.step)
+        if checkpoints and time.monotonic() - saved > checkpoints.seconds and run.step < spec.num_steps:
+            checkpoints.save(run.step, run.state_dict())
+            saved = time.monotonic()
+    record = run.finish()
+    if checkpoints:
+        checkpoints.clear()
+    return record
+
+
+@dataclass
+class _Run:
+    """The state of a run between two steps."""
+
+    spec: RunSpec
+    task: Task
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    eval_curve: list[tuple[int, float]] = field(default_factory=list)
+    eval_seconds: float = 0.0
+    earlier_seconds: float = 0.0  # wall time before a resume
+    diverged_step: int | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        spec, self.started = self.spec, time.perf_counter()
+        self.samples = _samples(spec, self.task)
+        self.micro_samples = _micro_samples(spec, self.task, self.samples)
+        if hasattr(self.task, "check"):
+            self.task.check(self.samples)
+        torch.manual_seed(spec.seed)
+        np.random.seed(spec.seed % 2**32)
+        random.seed(spec.seed)
+        self.model = self.task.build().to(spec.device)
+        self.optimizer = optimizers.build(
+            spec.optimizer,
+            list(self.model.named_parameters()),
+            tasks.roles_of(self.task, self.model),
+            spec.hyperparameters,
+        )
+        self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.params = [p for p in self.model.parameters() if p.requires_grad]
+        self.forward: nn.Module = torch.compile(self.model) if spec.compile else self.model
+
+    def advance(self) -> None:
+        """One step, or the discovery that the run has diverged."""
+        started = time.perf_counter()
+        step = self.step + 1
+        factor = lr_factor(self.spec.schedule, progress_at(step, self.spec.num_steps))
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak * factor
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward((step - 1) * self.samples)
+        norm = float(nn.utils.clip_grad_norm_(self.params, self.spec.clip or math.inf))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = "loss" if not math.isfinite(loss) else "gradient norm"
+            self.diverged_step, self.reason = step, f"{what} not finite at step {step}"
+            return
+        self.optimizer.step()
+        self.step = step
+        self.losses.append(loss)
+        self.step_seconds.append(time.perf_counter() - started)
+
+    def _backward(self, start: int) -> float:
+        parts = self.samples // self.micro_samples
+        total: Tensor | float = 0.0
+        for part in range(parts):
+            first = start + part * self.micro_samples
+            batch = _to(self.task.batch(self.spec.seed, first, self.micro_samples), self.spec.device)
+            with self._autocast():
+                loss = self.task.loss(self.forward, batch) / parts
+            loss.backward()
+            total = total + loss.detach()
+        return float(total)
+
+    def evaluate(self) -> float:
+        """Mean loss over the held-out split, nats per token."""
+        started = time.perf_counter()
+        total, weight = 0.0, 0.0
+        self.model.eval()
+        with torch.no_grad(), self._autocast():
+            for batch, size in self.task.evaluation():
+                total += float(self.task.loss(self.forward, _to(batch, self.spec.device))) * size
+                weight += size
+        self.eval_seconds += time.perf_counter() - started
+        if not weight:
+            raise UsageError(f"task {self.spec.task} has no held-out data: evaluation() yielded nothing")
+        return total / weight
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.spec.device, torch.bfloat16) if self.spec.precision == "bf16" else nullcontext()
+
+    def finish(self) -> Record:
+        """Final evaluation and the record."""
+        final = self.evaluate() if self.diverged_step is None else math.nan
+        if self.diverged_step is None and not math.isfinite(final):
+            self.diverged_step, self.reason = self.step, "held-out loss not finite after the last step"
+        diverged = self.diverged_step is not None
+        tokens = self.step * self.spec.batch_tokens
+        steps, losses = _thin(self.losses)
+        return Record(
+            spec=self.spec,
+            outcome="diverged" if diverged else "ok",
+            final_loss=None if diverged else final,
+            train_steps=steps,
+            train_loss=losses,
+            eval_steps=tuple(step for step, _ in self.eval_curve),
+            eval_loss=tuple(loss for _, loss in self.eval_curve),
+            diverged_step=self.diverged_step,
+            last_finite_loss=self.losses[-1] if diverged and self.losses else None,
+            error=self.reason,
+            wall_seconds=self.earlier_seconds + time.perf_counter() - self.started,
+            step_seconds=median(self.step_seconds) if self.step_seconds else None,
+            eval_seconds=self.eval_seconds,
+            tokens=tokens,
+            flops=tasks.flops_per_token(self.task, self.model) * tokens,
+            params=_params_by_role(self.task, self.model),
+            peak_bytes=peak_bytes(self.spec.device),
+            environment=environment(self.spec.device),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "key": self.spec.key,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": rng_state(self.spec.device),
+            "curves": [self.losses, self.step_seconds, [list(point) for point in self.eval_curve]],
+            "seconds": [self.earlier_seconds + time.perf_counter() - self.started, self.eval_seconds],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["key"] != self.spec.key:
+            raise UsageError("the checkpoint belongs to another run: remove it or choose another --artifacts folder")
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses, self.step_seconds = list(state["curves"][0]), list(state["curves"][1])
+        self.eval_curve = [(int(step), loss) for step, loss in state["curves"][2]]
+        self.earlier_seconds, self.eval_seconds = state["seconds"]
+        restore_rng(state["rng"])
+
+
+def _samples(spec: RunSpec, task: Task) -> int:
+    samples, rest = divmod(spec.batch_tokens, task.tokens_per_sample)
+    if rest or not samples:
+        raise UsageError(
+            f"batch_tokens {spec.batch_tokens} must be a multiple of {task.tokens_per_sample} (one sample)"
+        )
+    return samples
+
+
+def _micro_samples(spec: RunSpec, task: Task, samples: int) -> int:
+    if not spec.micro_batch_tokens:
+        return samples
+    micro, rest = divmod(spec.micro_batch_tokens, task.tokens_per_sample)
+    if rest:
+        raise UsageError(f"micro_batch_tokens must be a multiple of one sample, {task.tokens_per_sample} tokens")
+    return micro
+
+
+def _params_by_role(task: Task, model: nn.Module) -> dict[str, int]:
+    roles = tasks.roles_of(task, model) or {}
+    counts: dict[str, int] = {}
+    for name, param in model.named_parameters():
+        role = str(roles.get(name, "unknown"))
+        counts[role] = counts.get(role, 0) + param.numel()
+    return counts
+
+
+def _to(batch: Any, device: str) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, tuple | list):
+        return type(batch)(_to(item, device) for item in batch)
+    if isinstance(batch, dict):
+        return {key: _to(value, device) for key, value in batch.items()}
+    return batch
+
+
+def _thin(losses: list[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Steps and losses of a curve with at most CURVE_POINTS points, each the mean of the steps up to it."""
+    width = -(-len(losses) // CURVE_POINTS) or 1
+    groups = [losses[start : start + width] for start in range(0, len(losses), width)]
+    ends = [min(start + width, len(losses)) for start in range(0, len(losses), width)]
+    return tuple(ends), tuple(sum(group) / len(group) for group in groups)
