@@ -3,17 +3,15 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from muonlab.errors import UsageError, unknown
 from muonlab.records.store import Store
 
 __all__ = ["Laboratory", "print_json", "resolve_device"]
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,9 @@ class Laboratory:
     artifacts: Path = Path("muonlab-artifacts")
     show_progress: bool = True
 
-    def run(self, protocol: Any, expected_tokens: float) -> tuple[Any, "Outcome"]:
+    def run(
+        self, protocol: Any, expected_tokens: float, eval_steps: frozenset[int] = frozenset()
+    ) -> tuple[Any, "Outcome"]:
         """Drive a protocol to its end with the store as memory; its result and what it took."""
         from muonlab.cli.progress import Progress
         from muonlab.execute.executor import Observation
@@ -40,7 +40,7 @@ class Laboratory:
                 threads=self.threads,
                 artifacts=self.artifacts,
             )
-            runner = Runner(store, executor, Observation(on_tokens=progress.on_tokens), progress.on_record)
+            runner = Runner(store, executor, Observation(eval_steps, progress.on_tokens), progress.on_record)
             result = drive(protocol, runner)
             return result, Outcome(runner.num_executed, runner.num_failed)
 
@@ -75,10 +75,3 @@ def print_json(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout, undefined numbers as null."""
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
-
-
-def fail_if(condition: bool, show: Callable[[], None]) -> None:
-    """Exit with 1 after showing what there is, if some runs failed."""
-    show()
-    if condition:
-        sys.exit(1)

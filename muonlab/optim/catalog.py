@@ -17,7 +17,7 @@ from muonlab.optim.rule import Hyperparameter, declarations
 from muonlab.optim.sgd import SGD
 from muonlab.roles import Role
 
-__all__ = ["build", "get", "hyperparameters", "names", "numerics_version", "polar_description", "space"]
+__all__ = ["build", "get", "hyperparameters", "names", "numerics_version", "polar_description", "settable", "space"]
 
 CATALOG: dict[str, type[Engine]] = {cls.rule.name: cls for cls in (AdamW, Muon, SGD)}
 
@@ -84,6 +84,15 @@ def space(name: str) -> tuple[Hyperparameter, ...]:
     [('opt.lr', 0.001), ('opt.beta1', 0.9)]
     """
     return tuple(h for h in hyperparameters(name) if h.grid)
+
+
+def settable(name: str) -> frozenset[str]:
+    """Every dotted name that `build` takes, numeric or not.
+
+    >>> "opt.nesterov" in settable("muon"), "opt.nesterov" in settable("adamw")
+    (True, False)
+    """
+    return frozenset(_destinations(get(name)))
 
 
 def build(

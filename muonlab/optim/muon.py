@@ -67,7 +67,7 @@ class MuonRule(Rule):
     weight_decay: float = hp(0.1, grid=(0.0, 0.1, 0.2), low=0.0, unit="1/lr per step", source=WEN)
     momentum: float = hp(0.95, grid=(0.8, 0.9, 0.95, 0.98), low=0.0, high=1.0, high_closed=False, log=False, source=WEN)
     nesterov: bool = hp(True, kind=bool)
-    ns_coefficients: Any = hp(JORDAN_TRIPLE, check=_check_coefficients)
+    ns_coefficients: tuple | str = hp(JORDAN_TRIPLE, check=_check_coefficients)
     eps: float = hp(1e-7, low=0.0)
     ns_steps: int = hp(JORDAN.num_steps, kind=int, low=1, high=100, high_closed=False)
     adjust_lr_fn: str | None = hp(None, check=_check_scale)

@@ -28,8 +28,8 @@ def matrix_shape(shape: tuple[int, ...], role: str | None) -> tuple[int, ...]:
 
 def advance(rule: Rule, w: Tensor, state: dict[str, Any], role: str | None) -> int:
     """Create whatever state is missing, count one step, and return its number (from 1)."""
-    if "step" not in state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
+    if not isinstance(state.get("step"), Tensor):  # new, or a plain number from an old checkpoint
+        state["step"] = torch.tensor(float(state.get("step", 0.0)), dtype=torch.float32)
     for name in rule.active_state():
         if name not in state:
             state[name] = allocate(rule, w, matrix_shape(tuple(w.shape), role), name)

@@ -55,7 +55,9 @@ def prepare(database: Database) -> None:
     with database.begin() as connection:
         version = _version(connection)
         strangers = _strangers(connection) if version is None else set()
-    if strangers:
+        if strangers:
+            version = _version(connection)  # another process may just have made them
+    if version is None and strangers:
         shown = ", ".join(sorted(strangers)[:4])
         raise StoreError(f"{name} is not a muonlab store, it holds other tables ({shown}): name another store")
     if version is not None and version > HEAD:

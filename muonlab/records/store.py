@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -107,26 +108,21 @@ class Store:
         """
         text = json_text(record.to_dict())
         spec = record.spec
-        insert = INSERT[self._database.dialect](runs).values(
-            key=record.key,
-            task=spec.task,
-            optimizer=spec.optimizer,
-            outcome=record.outcome,
-            horizon_tokens=spec.horizon_tokens,
-            seed=spec.seed,
-            final_loss=record.final_loss,
-            wall_seconds=record.wall_seconds,
-            created=record.created or _now(),
-            checksum=zlib.crc32(text.encode()),
-            record=text,
-        )
-        free = runs.c.outcome == "failed"
-        if replace:
-            free = sa.or_(free, insert.excluded.outcome != "failed")
-        values = {column.name: insert.excluded[column.name] for column in runs.c if column.name != "key"}
-        upsert = insert.on_conflict_do_update(index_elements=[runs.c.key], set_=values, where=free)
+        row = {
+            "key": record.key,
+            "task": spec.task,
+            "optimizer": spec.optimizer,
+            "outcome": record.outcome,
+            "horizon_tokens": spec.horizon_tokens,
+            "seed": spec.seed,
+            "final_loss": record.final_loss,
+            "wall_seconds": record.wall_seconds,
+            "created": record.created or _now(),
+            "checksum": zlib.crc32(text.encode()),
+            "record": text,
+        }
         with self._database.begin(write=True) as connection:
-            return connection.execute(upsert, execution_options={"preserve_rowcount": True}).rowcount > 0
+            return connection.execute(_upsert_run(self._database.dialect, replace), row).rowcount > 0
 
     def list(
         self,
@@ -260,6 +256,18 @@ class Store:
             shown = ", ".join(key[:12] for key in keys[:3]) + (", ..." if len(keys) > 3 else "")
             raise UsageError(f"{prefix!r} fits several {kind} keys ({shown}): give more digits")
         return keys[0]
+
+
+@cache
+def _upsert_run(dialect: str, replace: bool) -> sa.Executable:
+    """Insert a row, or take the place of one that `Store.put` lets go; the rest of the statement is in the row."""
+    insert = INSERT[dialect](runs)
+    free = runs.c.outcome == "failed"
+    if replace:
+        free = sa.or_(free, insert.excluded.outcome != "failed")
+    values = {column.name: insert.excluded[column.name] for column in runs.c if column.name != "key"}
+    upsert = insert.on_conflict_do_update(index_elements=[runs.c.key], set_=values, where=free)
+    return upsert.execution_options(preserve_rowcount=True)
 
 
 def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -31,7 +31,7 @@ def read_off(finding: Comparison) -> Drawing | None:
 
 
 def _paint_read_off(figure: "Figure", finding: Comparison, look: Mapping[str, Look]) -> None:
-    axes = figure.add_axes((0.082, 0.125, 0.9, 0.845))
+    axes = figure.add_axes((0.072, 0.105, 0.915, 0.88))
     axes.set_xscale("log")
     for name, optimizer in finding.optimizers.items():
         for at in optimizer.horizons:
@@ -46,7 +46,7 @@ def _paint_read_off(figure: "Figure", finding: Comparison, look: Mapping[str, Lo
     for name, speedup in finding.speedup.items():
         _paint_arrow(axes, finding, name, speedup, look[name], labelled=len(finding.speedup) <= 3)
     _name_series(axes, finding, look)
-    _token_axis(axes, sorted(set(tokens)), "training horizon: tokens, each with its own full schedule (log scale)")
+    _token_axis(axes, sorted(set(tokens)), "training horizon, tokens (log scale)")
     axes.set_ylabel("final held-out loss, nats per token")
 
 
@@ -196,7 +196,7 @@ def _paint_curves(
 ) -> None:
     import numpy as np
 
-    axes = figure.add_axes((0.082, 0.14, 0.76, 0.83))
+    axes = figure.add_axes((0.072, 0.118, 0.77, 0.867))
     edges = _edges(groups, finding.horizon_tokens)
     centres, ends, shown = (edges[1:] + edges[:-1]) / 2, {}, []
     for name, curves in groups.items():
@@ -264,9 +264,11 @@ def _window(curves: Sequence[Any]) -> tuple[float, float]:
 def _end_labels(axes: "Axes", ends: Mapping[str, tuple[float, float]], look: Mapping[str, Look]) -> None:
     heights = [axes.transData.transform(end)[1] for end in ends.values()]
     floor = axes.transAxes.transform((0, 0))[1]
-    for (name, end), old, new in zip(ends.items(), heights, spread(heights, LABEL_GAP, floor), strict=True):
+    placed = spread(heights, LABEL_GAP, floor)
+    away = 12 if all(abs(new - old) < 3 * LABEL_GAP for new, old in zip(placed, heights, strict=True)) else 36
+    for (name, end), old, new in zip(ends.items(), heights, placed, strict=True):
         axes.annotate(
-            shorten(name, 18), end, (12, new - old), textcoords="offset points", annotation_clip=False,
+            shorten(name, 14), end, (away, new - old), textcoords="offset points", annotation_clip=False,
             ha="left", va="center", color=look[name].colour, fontweight="bold",
             arrowprops={"arrowstyle": "-", "color": look[name].colour, "lw": 0.6, "shrinkA": 1},
         )  # fmt: skip
@@ -284,13 +286,13 @@ def final_losses(finding: Comparison) -> Drawing | None:
         if at is not None
     ]
     alt = f"Final held-out loss of every seed at {show(finding.horizon_tokens, 'tokens')} tokens: {'. '.join(parts)}."
-    size = (WIDTH, 78.0 + 34 * len(rows))
+    size = (WIDTH, 66.0 + 34 * len(rows))
     return draw("seeds", size, alt, lambda figure: _paint_seeds(figure, rows, look))
 
 
 def _paint_seeds(figure: "Figure", rows: Mapping[str, LossesAt | None], look: Mapping[str, Look]) -> None:
     height = figure.get_figheight() * 72
-    axes = figure.add_axes((0.19, 50 / height, 0.63, 1 - 58 / height))
+    axes = figure.add_axes((0.17, 42 / height, 0.66, 1 - 48 / height))
     for y, (name, at) in enumerate(rows.items()):
         if at is None:
             continue

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from muonlab.analyze.findings import Comparison, LossesAt, OptimizerFinding, Speedup
 from muonlab.records.evidence import Tuning
-from muonlab.report.text import is_undefined, plural, show
+from muonlab.report.text import is_undefined, is_withheld, plural, show
 
 __all__ = ["comparison_table", "runs_table", "tuning_table"]
 
@@ -80,11 +80,11 @@ def _wall_lines(speedup: Speedup | None) -> str:
     return f"{show(speedup.wall, 'ratio')}\n{_interval(speedup.wall_low, speedup.wall_high)}"
 
 
-def _interval(low: float | None, high: float | None, kind: str = "ratio") -> str:
+def _interval(low: float | None, high: float | None, kind: str = "bare") -> str:
     """Where one end is open, in words."""
     if low is None and high is None:
         return "no interval"
-    return f"[{show(low, kind, 'open').rstrip('x')}, {show(high, kind, 'open').rstrip('x')}]"
+    return f"[{show(low, kind, 'open')}, {show(high, kind, 'open')}]"
 
 
 def _contrasts(finding: Comparison) -> Table:
@@ -98,7 +98,7 @@ def _contrasts(finding: Comparison) -> Table:
             _cell(_interval(test.low, test.high, "difference")),
             _cell(show(test.p_value, "p")),
             _cell(show(test.resolvable_nats, "loss")),
-            _cell(test.judgement),
+            _cell("withheld" if is_withheld(finding) else test.judgement),
         )
     return table
 
@@ -153,6 +153,7 @@ def runs_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     }  # fmt: skip
     short = {"horizon_tokens": "tokens", "final_loss": "loss", "wall_seconds": "time"}
     table = _table("")
+    table.padding = 0  # nine columns in 80 characters
     for name, kind in columns.items():
         justify = "left" if kind == "text" and name != "seed" else "right"
         table.add_column(short.get(name, name), justify=justify, overflow="fold", no_wrap=name not in ("task", "optimizer"))

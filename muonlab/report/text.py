@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["FORMATS", "field_name", "is_undefined", "lookup", "plural", "shorten", "show"]
+from muonlab.analyze.findings import Comparison
+
+__all__ = ["FORMATS", "field_name", "is_undefined", "is_withheld", "lookup", "plural", "shorten", "show"]
 
 Path = Sequence[str | int]
 
@@ -12,6 +14,12 @@ Path = Sequence[str | int]
 def is_undefined(value: Any) -> bool:
     """None, and what is not finite: never shown as a number."""
     return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def is_withheld(finding: Comparison) -> bool:
+    """Whether a broken rule forbids any claim, whatever the single tests say."""
+    judged = [contrast.judgement for contrast in finding.contrasts.values()]
+    return "withheld" in judged or finding.verdict.lower().startswith("verdict withheld")
 
 
 def show(value: Any, kind: str, undefined: str = "-") -> str:
@@ -22,11 +30,17 @@ def show(value: Any, kind: str, undefined: str = "-") -> str:
     >>> show(-0.03, "difference"), show(125.2, "seconds"), show(0.00012, "p"), show((0.9, 0.95), "value")
     ('-0.0300', '2m 05s', '< 0.001', '(0.9, 0.95)')
     """
-    return undefined if is_undefined(value) and kind != "value" else FORMATS[kind](value)
+    if is_undefined(value) and not (value is None and kind == "value"):  # None is a setting like any other
+        return undefined
+    return FORMATS[kind](value)
 
 
-def _ratio(value: float) -> str:
-    return f"{value:.2f}x" if abs(value) < 10 else f"{value:.3g}x" if abs(value) < 1000 else f"{value:,.0f}x"
+def _bare(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _three(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _tokens(value: float) -> str:
@@ -38,11 +52,11 @@ def _tokens(value: float) -> str:
 
 def _seconds(value: float) -> str:
     if value < 0.9995e-3:
-        return f"{value * 1e6:.3g} us"
+        return f"{_three(value * 1e6)} us"
     if value < 0.9995:
-        return f"{value * 1e3:.3g} ms"
+        return f"{_three(value * 1e3)} ms"
     if value < 59.95:
-        return f"{value:.3g} s"
+        return f"{_three(value)} s"
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:
         return f"{minutes}m {rest:02d}s"
@@ -53,18 +67,19 @@ def _value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "true", False: "false"}[value]
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.0f}" if 1e5 <= abs(value) < 1e15 and value.is_integer() else f"{value:.6g}"
     if isinstance(value, list | tuple):
         return f"({', '.join(_value(item) for item in value)})"
     return str(value)
 
 
 FORMATS: Mapping[str, Callable[[Any], str]] = {
+    "bare": _bare,  # a ratio inside an interval
     "count": lambda value: f"{value:,}",
     "difference": lambda value: f"{value:+.4f}",
     "loss": lambda value: f"{value:.4f}",
     "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
-    "ratio": _ratio,
+    "ratio": lambda value: f"{_bare(value)}x",
     "seconds": _seconds,
     "text": str,
     "tokens": _tokens,

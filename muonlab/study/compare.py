@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from muonlab.optim.rule import Hyperparameter
 
 from muonlab.errors import UsageError
+from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec
 from muonlab.records.evidence import Arm, Cell, Evidence, Tuning
 from muonlab.study.protocol import Protocol, gather

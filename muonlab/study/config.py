@@ -1,7 +1,8 @@
 """A study as the user asks for it: command line and TOML file become this, and nothing else does."""
 
+import hashlib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,6 @@ class ComparisonConfig(BaseModel):
     @property
     def key(self) -> str:
         """Identifies the study in the store."""
-        import hashlib
-
         return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
 
 
@@ -106,5 +105,7 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Value]
         if isinstance(value, Mapping):
             flat.update(flattened(value, f"{prefix}{name}."))
         else:
-            flat[f"{prefix}{name}"] = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            flat[f"{prefix}{name}"] = (
+                tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            )
     return flat

@@ -10,10 +10,10 @@ from muonlab.errors import UsageError, unknown
 from muonlab.optim import catalog
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec, Schedule
-from muonlab.records.spec import SETTABLE, Value
+from muonlab.records.spec import Value
 from muonlab.study.compare import ComparisonRules
 from muonlab.study.config import ComparisonConfig
-from muonlab.study.space import check_names, coordinates
+from muonlab.study.space import check_names, coordinates, settable, start
 from muonlab.study.tune import TuningRules
 from muonlab.tasks import catalog as tasks
 
@@ -30,11 +30,15 @@ class Plan:
     spaces: Mapping[str, Sequence[Hyperparameter]]
     rules: ComparisonRules
 
-    def price(self) -> "Price":
-        """What it takes if no grid is extended and no seeds are added, and what it can take at most."""
-        tuning, ratios = self.rules.tuning, self.rules.horizon_ratios
+    def price(self, *, final_runs: bool = True) -> "Price":
+        """What it takes if no grid is extended and no seeds are added, and what it can take at most.
+
+        Without `final_runs`: the tuning at the main horizon alone.
+        """
+        tuning = self.rules.tuning
         horizon = next(iter(self.bases.values())).horizon_tokens
-        finals = len(self.rules.final_seeds)
+        finals = len(self.rules.final_seeds) if final_runs else 0
+        ratios = self.rules.horizon_ratios if final_runs else ()
         least = most = 0
         least_tokens = most_tokens = 0.0
         for name, space in self.spaces.items():
@@ -43,7 +47,8 @@ class Plan:
             others = [ratio for ratio in ratios if ratio != 1.0] if name == self.rules.baseline else []
             least += main + finals + len(others) * (3 * tuning.first_seeds + finals)
             least_tokens += (main + finals + sum(others) * (3 * tuning.first_seeds + finals)) * horizon
-            extra = others if name == self.rules.baseline else [0.5, 0.25]
+            shorter = [0.5, 0.25] if final_runs else []  # what bracketing a much faster challenger may add
+            extra = others if name == self.rules.baseline else shorter
             most += (1 + len(extra)) * (tuning.max_runs + finals)
             most_tokens += (1 + sum(extra)) * (tuning.max_runs + finals) * horizon
         return Price(least, most, least_tokens, most_tokens)
@@ -57,6 +62,11 @@ class Price:
     most_runs: int
     least_tokens: float
     most_tokens: float
+
+    @property
+    def likely_tokens(self) -> float:
+        """What progress is measured against: half as much again as the least, as the demo's noise makes it."""
+        return min(1.5 * self.least_tokens, self.most_tokens)
 
 
 def plan_comparison(config: ComparisonConfig) -> Plan:
@@ -92,9 +102,8 @@ def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
     others = {name: v for name, v in config.settings.items() if not name.startswith(("task.", "opt.", "aux."))}
     specs = {}
     for name in config.optimizers:
-        space = {h.name: h.default for h in catalog.space(name)}
-        space.update({key: value for key, value in config.settings.items() if key in space})
-        catalog.check(name, space)
+        asked = {key: v for key, v in config.settings.items() if key in catalog.settable(name)}
+        hyperparameters = {**start(name), **asked}
         specs[name] = RunSpec(
             task=info.name,
             source=info.source,
@@ -103,8 +112,8 @@ def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
             data_fingerprint=tasks.fingerprint(task),
             numerics={**info.numerics, "rule": catalog.numerics_version(name)},
             optimizer=name,
-            hyperparameters=space,
-            polar=catalog.polar_description(name, space),
+            hyperparameters=hyperparameters,
+            polar=catalog.polar_description(name, hyperparameters),
             horizon_tokens=config.horizon_tokens,
             batch_tokens=config.batch_tokens,
             schedule=Schedule(),
@@ -116,20 +125,23 @@ def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
 
 
 def _check_settings(config: ComparisonConfig) -> None:
-    rules = {h.name for name in config.optimizers for h in catalog.space(name)}
-    schedule = {f"schedule.{name}" for name in Schedule.__dataclass_fields__}
+    valid = frozenset().union(*(settable(name) for name in config.optimizers))
     for name in config.settings:
-        if not name.startswith("task.") and name not in rules | schedule | set(SETTABLE):
-            raise unknown("key", name, rules | schedule | set(SETTABLE))
+        if not name.startswith("task.") and name not in valid:
+            raise unknown("key", name, valid)
 
 
 def _check_batch(spec: RunSpec, task: tasks.Task) -> None:
     unit = task.tokens_per_sample
     if spec.batch_tokens % unit:
         nearest = max(unit, round(spec.batch_tokens / unit) * unit)
-        raise UsageError(f"batch_tokens {spec.batch_tokens} must be a multiple of one sample, {unit} tokens: try {nearest}")
+        raise UsageError(
+            f"batch_tokens {spec.batch_tokens} must be a multiple of one sample, {unit} tokens: try {nearest}"
+        )
     if spec.num_steps < 8:
-        raise UsageError(f"horizon_tokens {spec.horizon_tokens} is only {spec.num_steps} steps: raise it, or lower batch_tokens")
+        raise UsageError(
+            f"horizon_tokens {spec.horizon_tokens} is only {spec.num_steps} steps: raise it, or lower batch_tokens"
+        )
     if hasattr(task, "check"):
         task.check(spec.batch_tokens // unit)
 
@@ -143,3 +155,22 @@ def settings_of(spec: RunSpec) -> dict[str, Value]:
     schedule = {f"schedule.{name}": getattr(spec.schedule, name) for name in Schedule.__dataclass_fields__}
     options = {f"task.{name}": value for name, value in spec.task_options.items()}
     return {**spec.hyperparameters, **schedule, "clip": spec.clip, "batch_tokens": spec.batch_tokens, **options}
+
+
+def measure_throughput(plan: Plan, num_steps: int = 12) -> float:
+    """Tokens a second of one run with one thread, the mean over the plan's optimizers, from a few steps of each."""
+    import torch
+
+    from muonlab.train.loop import train
+
+    threads, seconds = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        for spec in plan.bases.values():
+            record = train(spec.set({"horizon_tokens": num_steps * spec.batch_tokens}))
+            run_steps = spec.num_steps
+            seconds.append((record.step_seconds or 0.0) * run_steps + record.eval_seconds)
+    finally:
+        torch.set_num_threads(threads)
+    horizon = next(iter(plan.bases.values())).horizon_tokens
+    return horizon * len(seconds) / sum(seconds)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from muonlab.records import Record, RunSpec
 
-__all__ = ["Protocol", "Records", "drive", "gather"]
+__all__ = ["Protocol", "Records", "drive", "gather", "single"]
 
 Result = TypeVar("Result")
 Records = Mapping[str, Record]  # key -> record
@@ -43,3 +43,9 @@ def gather(protocols: Mapping[str, Protocol[Result]]) -> Protocol[dict[str, Resu
         if wants:
             records = yield list({spec.key: spec for specs in wants.values() for spec in specs}.values())
     return {name: results[name] for name in protocols}
+
+
+def single(spec: RunSpec) -> Protocol[Record]:
+    """The smallest protocol: one run."""
+    records = yield [spec]
+    return records[spec.key]

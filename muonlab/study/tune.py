@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from muonlab.optim.rule import Hyperparameter
-
 from muonlab.errors import UsageError
+from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec
 from muonlab.records.evidence import Move, Tuning
 from muonlab.records.spec import Value

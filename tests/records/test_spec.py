@@ -15,7 +15,7 @@ from muonlab.records.spec import canonical_json
 
 BASE = {"task": "text", "optimizer": "adamw", "horizon_tokens": 4096, "batch_tokens": 512}
 
-# A different value for every field that determines a run. A new field must be added here or be declared `in_key: False`.
+# A different value for every field that determines a run. A new field belongs here, or is declared `in_key: False`.
 CHANGES = {
     "task": "digits",
     "optimizer": "muon",
@@ -191,5 +191,5 @@ def test_a_schedule_that_cannot_be_is_refused(change, words):
 def test_from_dict_refuses_what_it_does_not_know(change, words):
     with pytest.raises(UsageError, match=words):
         RunSpec.from_dict({**BASE, **change})
-    with pytest.raises(UsageError, match="not a run: .*task"):
+    with pytest.raises(UsageError, match=r"not a run: .*task"):
         RunSpec.from_dict({"optimizer": "adamw", "horizon_tokens": 1, "batch_tokens": 1})

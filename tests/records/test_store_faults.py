@@ -316,7 +316,7 @@ def test_an_interrupted_upgrade_leaves_the_old_store(old, monkeypatch):
 def test_a_store_locked_by_another_process(full, make):
     with contextlib.closing(sqlite3.connect(full, isolation_level=None)) as raw, Store(full, timeout=0.2) as store:
         raw.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreError, match="locked by another process for more than 0.2 s: wait for it or stop it"):
+        with pytest.raises(StoreError, match=r"locked by another process for more than 0.2 s: wait for it or stop it"):
             store.put(make(99))
         assert store.get([make(1).key]) and store.count() == 40  # readers are not held up
         raw.execute("COMMIT")
@@ -376,7 +376,7 @@ def test_a_read_only_place_is_read(full, freeze, make):
     with Store(folder / "store.db") as store:
         assert store.read_only and store.count() == 40
         assert store.get([make(1).key])[make(1).key] == make(1)
-        with pytest.raises(StoreError, match="store.db cannot be written: the file is read-only"):
+        with pytest.raises(StoreError, match=r"store.db cannot be written: the file is read-only"):
             store.put(make(99))
     refused(folder / "new.db", "cannot be created: directory .* is read-only")
     assert {path.name for path in folder.iterdir()} == {"store.db"}

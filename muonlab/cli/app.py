@@ -1,0 +1,42 @@
+"""The verbs. Heavy imports happen inside them, so that `--help` and completion stay instant."""
+
+from typing import Annotated
+
+import typer
+
+import muonlab
+from muonlab.cli import doctor, runs, single, studies
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="muonlab",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Does Muon train your model faster than a well-tuned AdamW? Tunes both by the same rules on your model and "
+    "data, compares final losses over seeds, and says how many tokens and how much time it saves, with intervals.",
+)
+
+app.command("demo")(studies.demo)
+app.command("compare")(studies.compare)
+app.command("tune")(studies.tune)
+app.command("train")(single.train)
+app.command("report")(studies.report)
+app.add_typer(runs.app, name="runs")
+app.command("doctor")(doctor.doctor)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"muonlab {muonlab.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The options of the program itself."""

@@ -1,0 +1,58 @@
+"""Reading a report back: its fields, its text and what it refers to."""
+
+import re
+from html.parser import HTMLParser
+
+VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use"}
+
+
+class Page(HTMLParser):
+    """Elements with `data-field` as (field, value attribute, text), all tags with attributes, and the visible text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.fields: list[tuple[str, str | None, str]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.bare: list[str] = []  # numbers in numeric cells that name no field
+        self._open: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self._open.append((tag, dict(attributes), []))
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        while self._open:
+            name, attributes, parts = self._open.pop()
+            text = "".join(parts)
+            if "data-field" in attributes:
+                self.fields.append((attributes["data-field"], attributes.get("value"), text.strip()))
+            if name == tag:
+                break
+
+    def handle_data(self, data):
+        names = [name for name, _, _ in self._open]
+        if not {"style", "svg"} & set(names):
+            self.text += data
+        numeric = any(name == "td" and "n" in (at.get("class") or "").split() for name, at, _ in self._open)
+        marked = any("data-field" in at for _, at, _ in self._open)
+        if numeric and not marked and re.search(r"\d", data):
+            self.bare.append(data.strip())
+        for _, _, parts in self._open:
+            parts.append(data)
+
+
+def field(finding: dict, name: str):
+    """The value in `finding.to_dict()` that a `data-field` names."""
+    value = finding
+    for word, index in re.findall(r"\.?([A-Za-z_]\w*)|\[('[^']*'|\"[^\"]*\"|\d+)\]", name):
+        if word:
+            value = value[word]
+        else:
+            value = value[int(index)] if index.isdigit() else value[index[1:-1]]
+    return value

@@ -1,0 +1,321 @@
+"""The page: every number is a field of the finding, nothing leaves the file, no input breaks it."""
+
+import itertools
+import math
+import os
+import re
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from muonlab.analyze.findings import Check, LossesAt
+from muonlab.errors import UsageError
+from muonlab.report import page
+from muonlab.report.text import FORMATS
+from made_up import contrast_of, losses_at, lost, make_crowd, make_finding, optimizer, speedup_of
+from reading import Page, field
+
+CREATED = "2026-01-02 03:04 UTC"
+HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>{{ 7*7 }}</style>$\\frac{1}{2}$]]>--!>\x00\x1b[31m'
+
+
+def rendered(finding, **options) -> str:
+    return page.render(finding, created=CREATED, **options)
+
+
+def spellings(value) -> set[str]:
+    """All ways in which a report may write that number."""
+    texts = set()
+    for write in FORMATS.values():
+        try:
+            texts.add(write(value))
+        except (TypeError, ValueError):
+            continue
+    return texts | {text.replace("x", "×").replace("us", "µs") for text in texts} | {t.replace("-", "−") for t in texts}
+
+
+@pytest.mark.parametrize("make", [make_finding, make_crowd, lambda: lost(make_finding(), ["muon"])])
+def test_every_number_is_a_field_of_the_finding(make):
+    finding = make()
+    values, shown = finding.to_dict(), Page(rendered(finding))
+    assert len(shown.fields) > 60
+    for name, full, text in shown.fields:
+        factors = [field(values, part) for part in name.split(" * ")]
+        value = math.prod(factors) if len(factors) > 1 else factors[0]
+        if full is not None:
+            assert full == (repr(value) if isinstance(value, int | float) else str(value)), name
+            assert text in spellings(value), (name, text, value)
+        elif value is None:
+            assert text in ("–", "lost", "0", "∞", "−∞"), (name, text)
+        elif isinstance(value, str):
+            assert text == value
+    ours = [text for text in shown.bare if not re.fullmatch(r"1|\d+ of \d+", text)]
+    assert ours == []  # but the baseline's own factor, and counts of runs
+
+
+def test_the_finding_is_all_there(finding):
+    names = {name for name, _, _ in Page(rendered(finding)).fields}
+    for name, one in finding.optimizers.items():
+        parts = ("loss_mean", "loss_std", "num_seeds", "wall_seconds", "step_seconds", "tuning_runs", "tuning_tokens")
+        assert {f"optimizers.{name}.{part}" for part in parts} <= names
+        assert {f"optimizers.{name}.hyperparameters['{key}']" for key in one.hyperparameters} <= names
+        for i, at in enumerate(one.horizons):
+            assert {f"optimizers.{name}.horizons[{i}].losses[{j}]" for j in range(len(at.losses))} <= names
+    for part in ("tokens", "low", "high", "wall", "wall_low", "wall_high"):
+        assert f"speedup.muon.{part}" in names
+    assert {"contrasts.muon.difference_nats", "contrasts.muon.p_value", "verdict", "num_runs", "total_tokens"} <= names
+    assert {f"checks[{i}].detail" for i in range(len(finding.checks))} <= names
+
+
+def test_verdict_comes_first(finding):
+    html = rendered(finding)
+    body = html[html.index("<body>") :]
+    assert body.index("<h1") < body.index(finding.verdict) < min(body.index(tag) for tag in ("<table", "<svg", "<h2"))
+    assert len(re.findall("<h1", html)) == 1
+
+
+def test_plain_words_name_both_token_counts(finding):
+    text = " ".join(Page(rendered(finding)).text.split())
+    assert "For the loss that muon reaches with 4.19M tokens, adamw needs about 5.89M (95\xa0% interval" in text
+
+
+@pytest.mark.parametrize(
+    ("speedup", "judgement", "words"),
+    [
+        (speedup_of(4.0, flag="censored", bound=">", high=None), "better", "adamw would need more than 16.8M tokens"),
+        (speedup_of(0.25, flag="censored", bound="<", low=None), "worse", "adamw needs fewer than 1.05M tokens"),
+        (speedup_of(1.02), "unresolved", "do not tell apart from no difference"),
+        (speedup_of(None), "unresolved", "cannot be read off these runs"),
+    ],
+)
+def test_plain_words_fit_the_result(speedup, judgement, words):
+    finding = make_finding(speedup={"muon": speedup}, contrasts={"muon": contrast_of(-0.08, judgement)})
+    shown = Page(rendered(finding))
+    assert words in " ".join(shown.text.split())
+    if speedup.bound:
+        assert f"{speedup.bound}\u202f{speedup.tokens:.2f}×" in shown.text
+
+
+def test_withheld_verdict_claims_nothing(finding):
+    verdict = "Verdict withheld: interior: on an edge of its grid: muon opt.lr = 0.16"
+    broken = replace(finding.checks[6], ok=False, detail="on an edge of its grid: muon opt.lr = 0.16")
+    checks = (*finding.checks[:6], broken, *finding.checks[7:])
+    html = rendered(replace(finding, verdict=verdict, checks=checks))
+    text = Page(html).text
+    assert "support no claim" in text and "withholds the verdict" in text
+    assert "better" not in text and "needs about" not in text
+    assert html.index('class="banners"') < html.index("<table")
+
+
+def test_every_broken_check_is_a_banner_and_every_check_is_listed(finding):
+    checks = tuple(replace(check, ok=i % 2 == 0) for i, check in enumerate(finding.checks))
+    html = rendered(replace(finding, checks=checks))
+    banners = html[html.index('class="banners"') : html.index("</ul>")]
+    assert [check.name for check in checks if not check.ok and check.name not in banners] == []
+    table = html[html.index('class="checks"') :]
+    assert all(f">{check.name}<" in table for check in checks)
+
+
+def test_same_finding_same_bytes(finding):
+    assert rendered(finding) == rendered(finding) == rendered(make_finding())
+    other = page.render(finding, created="2030-01-01")
+    assert [a for a, b in zip(rendered(finding).splitlines(), other.splitlines(), strict=True) if a != b] == [
+        f"  <p>Made by muonlab on <time>{CREATED}</time>. Losses are nats per token on held-out data; – means undefined.</p>"
+    ]
+
+
+def test_same_bytes_in_another_process(finding):
+    code = "import sys; from made_up import *; from muonlab.report import page; "
+    code += f"sys.stdout.buffer.write(page.render(make_finding(), created={CREATED!r}).encode())"
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path), "LC_ALL": "C"}
+    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert other.stdout == rendered(finding).encode()
+
+
+def test_torch_is_not_needed():
+    code = "import sys; from made_up import *; assert 'torch' not in sys.modules; "
+    code += "from muonlab.report import page, tables; page.render(make_finding(), created='now'); "
+    code += "tables.comparison_table(make_finding()); assert 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.parametrize("make", [make_finding, make_crowd])
+def test_self_contained_and_small(make):
+    html = rendered(make())
+    assert len(html.encode()) < 1_000_000
+    assert not re.search(r"https?:|//[\w.-]+\.\w|@import|url\((?!#)|<script|<iframe|<object|<form|file:", html)
+    for tag, attributes in Page(html).tags:
+        for name in ("src", "href", "xlink:href", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
+        assert not [name for name in attributes if name.startswith("on")]
+
+
+def test_no_path_of_the_machine(finding, monkeypatch):
+    html = rendered(finding)
+    assert not re.search(r"/(home|tmp|root|usr|work)/", html)
+
+
+def test_semantics(finding):
+    html = rendered(finding)
+    tags = Page(html).tags
+    assert ("html", {"lang": "en"}) in tags
+    assert any(attributes.get("name") == "viewport" for tag, attributes in tags if tag == "meta")
+    tables = html.count("<table")
+    assert tables == html.count("<caption") == html.count("<thead") >= 7
+    svgs = [attributes for tag, attributes in tags if tag == "svg"]
+    assert len(svgs) == 3 + len(finding.slices)
+    assert all(at["role"] == "img" and len(at["aria-label"]) > 40 for at in svgs)
+    assert all("scope" in attributes for tag, attributes in tags if tag == "th")
+
+
+def test_references_between_svg_parts_resolve(finding):
+    html = rendered(finding)
+    defined = set(re.findall(r' id="([^"]+)"', html))
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', html))
+    assert used and used <= defined
+
+
+def test_hostile_text_is_inert(finding):
+    evil = optimizer(HOSTILE, 1.3, (4_194_304,), {"opt.lr": 0.1, HOSTILE: HOSTILE}, polar=HOSTILE)
+    finding = replace(
+        finding,
+        task=HOSTILE,
+        verdict=HOSTILE,
+        baseline=HOSTILE,
+        optimizers={HOSTILE: evil, "muon": finding.optimizers["muon"]},
+        checks=(Check(name=HOSTILE, ok=False, detail=HOSTILE),),
+        slices=tuple(replace(s, optimizer=HOSTILE, coordinate=HOSTILE, chosen=HOSTILE) for s in finding.slices),
+        curves=tuple(replace(c, optimizer=HOSTILE) for c in finding.curves),
+        environment={HOSTILE: HOSTILE},
+        config={HOSTILE: [HOSTILE]},
+    )
+    runs = [{name: HOSTILE for name in ("key", "optimizer", "outcome", "created", "error")}]
+    html = rendered(finding, records_summary=runs, command=HOSTILE)
+    assert "<script" not in html and "<img" not in html and "49" not in re.findall(r"alert\(2\)&gt;(..)", html)
+    assert html.count("</style>") == html.count("<style>") == 1 and "<!--" not in html and "-->" not in html
+    clean = Page(rendered(make_finding(), records_summary=[{}], command="x"))
+    assert {tag for tag, _ in Page(html).tags} <= {tag for tag, _ in clean.tags} | {"ul", "li"}
+
+
+def empty_losses(at: LossesAt) -> LossesAt:
+    return replace(at, seeds=(), losses=(), keys=(), mean=None, low=None, high=None, hyperparameters={})
+
+
+def hard_findings():
+    finding = make_finding()
+    yield "nothing", make_finding(
+        verdict="", optimizers={}, speedup={}, contrasts={}, checks=(), slices=(), curves=(), law=None, num_runs=0,
+        total_tokens=0, environment={}, config={},
+    )  # fmt: skip
+    yield "challenger diverged", lost(finding, ["muon"])
+    yield "baseline diverged", lost(finding, ["adamw"])
+    yield "all diverged", lost(finding, ["adamw", "muon"])
+    yield "twelve", make_crowd()
+    yield "twelve, all diverged", lost(make_crowd(), list(make_crowd().optimizers))
+    one_seed = {
+        name: replace(
+            o, loss_std=None, num_seeds=1,
+            horizons=tuple(
+                replace(losses_at(name, at.horizon_tokens, 2.3, {}, (0,)), low=None, high=None) for at in o.horizons
+            ),
+        )
+        for name, o in finding.optimizers.items()
+    }  # fmt: skip
+    bare = replace(contrast_of(-0.08, "unresolved"), low=None, high=None, p_value=None, resolvable_nats=None)
+    yield "one seed, ties", replace(finding, optimizers=one_seed, contrasts={"muon": bare}, law=None)
+    yield "no baseline", replace(finding, optimizers={"muon": finding.optimizers["muon"]}, law=None)
+    yield "open interval", replace(finding, speedup={"muon": speedup_of(1.2, low=None, high=None, wall=None)})
+    yield "far off", replace(finding, speedup={"muon": speedup_of(5e5)})
+    yield "not a number", replace(
+        finding,
+        speedup={"muon": speedup_of(math.nan)},
+        law={**finding.law, "b": math.inf},
+        curves=tuple(replace(c, loss=(math.nan,) * len(c.loss)) for c in finding.curves),
+    )
+    emptied = {n: replace(o, horizons=tuple(map(empty_losses, o.horizons))) for n, o in finding.optimizers.items()}
+    yield "no runs", replace(finding, optimizers=emptied)
+
+
+@pytest.mark.parametrize("finding", [pytest.param(f, id=name) for name, f in hard_findings()])
+@pytest.mark.filterwarnings("error")
+def test_a_report_comes_out_of_every_study(finding):
+    html = rendered(finding)
+    text = Page(html).text
+    assert "<h1" in html and (finding.verdict or "No verdict was drawn") in text
+    assert not re.search(r"\bnan\b|\binf\b|\bNone\b", text)
+
+
+def test_curves_with_gaps_and_early_ends(finding):
+    first, *others = finding.curves
+    half = len(first.tokens) // 2
+    stopped = replace(first, tokens=first.tokens[:half], loss=(*first.loss[: half - 1], math.nan))
+    short = replace(others[0], tokens=others[0].tokens[:2], loss=others[0].loss[:2])
+    html = rendered(replace(finding, curves=(stopped, short, *others[1:])))
+    assert not re.search(r"\bnan\b", html, re.IGNORECASE)
+
+
+def test_all_runs_are_listed_when_given(finding):
+    runs = [
+        {"key": "ab" * 32, "optimizer": "muon", "outcome": "ok", "final_loss": 2.25, "horizon_tokens": 4096, "seed": 3},
+        {"key": "cd" * 32, "optimizer": "adamw", "outcome": "failed", "final_loss": None, "error": "MemoryError\nmore"},
+    ]
+    text = Page(rendered(finding, records_summary=runs)).text
+    assert "All runs" in text and "abababababab" in text and "2.2500" in text and "MemoryError" in text
+    assert "more" not in text.split("All runs")[1]
+    assert "All runs" not in Page(rendered(finding)).text
+
+
+def test_ten_thousand_runs_stay_below_ten_megabytes(finding):
+    row = {"key": "ab" * 32, "optimizer": "muon", "outcome": "ok", "final_loss": 2.25, "horizon_tokens": 4096}
+    runs = [{**row, "seed": seed, "wall_seconds": 61.0, "created": "2026-01-01T00:00:00+00:00"} for seed in range(10_000)]
+    assert len(rendered(finding, records_summary=runs)) < 10_000_000
+
+
+def test_write_replaces_whole_files(tmp_path):
+    target = tmp_path / "report.html"
+    page.write(target, "one")
+    page.write(str(target), "two \u2013 \ud800")
+    assert target.read_text(encoding="utf-8") == "two – ?"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~mask
+
+
+def test_write_follows_a_link(tmp_path):
+    (tmp_path / "real.html").write_text("old")
+    (tmp_path / "link.html").symlink_to("real.html")
+    page.write(tmp_path / "link.html", "new")
+    assert (tmp_path / "link.html").is_symlink() and (tmp_path / "real.html").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["missing/report.html", ".", "file/report.html"])
+def test_write_refuses_in_one_line(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError) as caught:
+        page.write(tmp_path / name, "html")
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_write_to_a_full_device():
+    with pytest.raises(UsageError, match="/dev/full"):
+        page.write("/dev/full", "html")
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+def test_write_leaves_no_half_file(tmp_path, monkeypatch):
+    target = tmp_path / "report.html"
+    page.write(target, "old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match="No space left"):
+        page.write(target, "new")
+    assert target.read_text() == "old" and len(list(itertools.chain(tmp_path.iterdir()))) == 1
