@@ -76,6 +76,9 @@ def _store(url: str) -> dict[str, object]:
         from muonlab.records.store import Store
 
         with Store(url) as store:
+            damage = store.check()
+            if damage:
+                return _check("store", False, f"{store.name}: {damage[0]}")
             mode = "read-only, " if store.read_only else ""
             return _check("store", True, f"{store.name}: {mode}{store.count()} runs, {len(store.studies())} studies")
     except UsageError as error:

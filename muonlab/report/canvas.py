@@ -128,5 +128,3 @@ def spread(positions: Sequence[float], gap: float, low: float = -math.inf) -> li
     placed = [centre + gap * (k - (count - 1) / 2) for centre, count in groups for k in range(int(count))]
     placed = [max(place, low + gap * k) for k, place in enumerate(placed)]
     return [placed[order.index(i)] for i in range(len(positions))]
-
-

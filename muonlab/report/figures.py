@@ -63,9 +63,7 @@ def _paint_losses(axes: "Axes", at: LossesAt, look: Look) -> None:
         axes.plot([x], [at.mean], look.marker, ms=7, color=look.colour, mec="white", mew=1.0, zorder=6)
 
 
-def _paint_law(
-    axes: "Axes", finding: Comparison, look: Mapping[str, Look], drawn: tuple[float, float]
-) -> None:
+def _paint_law(axes: "Axes", finding: Comparison, look: Mapping[str, Look], drawn: tuple[float, float]) -> None:
     law, baseline = finding.law, finding.optimizers.get(finding.baseline)
     if law is None or baseline is None or any(is_undefined(x) for x in law.values()):
         return
@@ -98,9 +96,7 @@ def _arrow_span(finding: Comparison, name: str, speedup: Speedup) -> list[float]
     return [float(speedup.horizon_tokens), speedup.horizon_tokens * speedup.tokens]
 
 
-def _paint_arrow(
-    axes: "Axes", finding: Comparison, name: str, speedup: Speedup, look: Look, *, labelled: bool
-) -> None:
+def _paint_arrow(axes: "Axes", finding: Comparison, name: str, speedup: Speedup, look: Look, *, labelled: bool) -> None:
     span = _arrow_span(finding, name, speedup)
     at = _at(finding.optimizers.get(name), speedup.horizon_tokens)
     if not span or at is None:

@@ -40,7 +40,11 @@ def render(
     that the finding names are listed. `created` is the only date, `command` what reproduces the report.
     """
     environment = _environment()
-    environment.globals |= {"num": _Numbers(finding), "undefined": is_undefined, "field": lambda *path: field_name(path)}
+    environment.globals |= {
+        "num": _Numbers(finding),
+        "undefined": is_undefined,
+        "field": lambda *path: field_name(path),
+    }
     return environment.get_template("page.html").render(
         f=finding,
         state=_state(finding),

@@ -156,7 +156,9 @@ def runs_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     table.padding = 0  # nine columns in 80 characters
     for name, kind in columns.items():
         justify = "left" if kind == "text" and name != "seed" else "right"
-        table.add_column(short.get(name, name), justify=justify, overflow="fold", no_wrap=name not in ("task", "optimizer"))
+        table.add_column(
+            short.get(name, name), justify=justify, overflow="fold", no_wrap=name not in ("task", "optimizer")
+        )
     for row in rows:
         shown = {name: show(row.get(name), kind) for name, kind in columns.items()}
         shown |= {"key": shown["key"][:KEY_LENGTH], "created": shown["created"][:10]}

@@ -106,6 +106,6 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Value]
             flat.update(flattened(value, f"{prefix}{name}."))
         else:
             flat[f"{prefix}{name}"] = (
-                tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+                tuple(value) if isinstance(value, list | tuple) else value
             )
     return flat

@@ -1,9 +1,22 @@
 """Reading a report back: its fields, its text and what it refers to."""
 
 import re
+from collections.abc import Callable
+from functools import cache
 from html.parser import HTMLParser
 
+from muonlab.analyze.findings import Comparison
+from muonlab.report import page
+
+CREATED = "2026-01-02 03:04 UTC"
+
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use"}
+
+
+@cache
+def page_of(make: Callable[[], Comparison]) -> str:
+    """The page of a made-up finding, drawn once for all tests that only read it."""
+    return page.render(make(), created=CREATED)
 
 
 class Page(HTMLParser):

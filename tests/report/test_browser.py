@@ -7,10 +7,10 @@ import subprocess
 import threading
 
 import pytest
+from made_up import make_crowd, make_finding
+from reading import Page, page_of
 
 from muonlab.report import page
-from made_up import make_crowd, make_finding
-from reading import Page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
@@ -30,7 +30,7 @@ def browse(address: str, profile, *flags: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("make", [make_finding, make_crowd])
 def test_renders_without_a_word_on_the_console(make, tmp_path):
     finding = make()
-    page.write(tmp_path / "report.html", page.render(finding, created="2026-01-02"))
+    page.write(tmp_path / "report.html", page_of(make))
     result = browse((tmp_path / "report.html").as_uri(), tmp_path / "profile", "--dump-dom")
     shown = Page(result.stdout)
     assert finding.verdict in shown.text
@@ -39,7 +39,9 @@ def test_renders_without_a_word_on_the_console(make, tmp_path):
 
 
 def test_the_console_check_can_fail(tmp_path):
-    (tmp_path / "bad.html").write_text("<!doctype html><img src='http://example.invalid/x.png'><script>nothing()</script>")
+    (tmp_path / "bad.html").write_text(
+        "<!doctype html><img src='http://example.invalid/x.png'><script>nothing()</script>"
+    )
     result = browse((tmp_path / "bad.html").as_uri(), tmp_path / "profile", "--dump-dom")
     assert "CONSOLE" in result.stderr
 
@@ -47,7 +49,7 @@ def test_the_console_check_can_fail(tmp_path):
 def test_asks_for_the_file_and_nothing_else(tmp_path):
     site = tmp_path / "site"
     site.mkdir()
-    page.write(site / "report.html", page.render(make_finding(), created="2026-01-02"))
+    page.write(site / "report.html", page_of(make_finding))
     asked: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -67,7 +69,7 @@ def test_asks_for_the_file_and_nothing_else(tmp_path):
 
 
 def test_prints(tmp_path):
-    page.write(tmp_path / "report.html", page.render(make_finding(), created="2026-01-02"))
+    page.write(tmp_path / "report.html", page_of(make_finding))
     target = tmp_path / "report.pdf"
     browse((tmp_path / "report.html").as_uri(), tmp_path / "profile", f"--print-to-pdf={target}")
     content = target.read_bytes()

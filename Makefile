@@ -1,0 +1,38 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need first.
+.DELETE_ON_ERROR:
+.PHONY: demo test test-slow lint setup mutants calibrate bench clean
+
+READY := .venv/.ready
+PYTHON := .venv/bin/python
+TESTS := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup
+
+demo: $(READY)  ## the main job on embedded text: verdict, intervals, report
+	.venv/bin/muonlab demo
+
+test: $(READY) lint  ## every test that takes seconds, on the CPU
+	$(TESTS) -m "not slow"
+
+test-slow: $(READY)  ## the tests that take minutes
+	$(TESTS) -m slow
+
+lint: $(READY)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+setup: $(READY)  ## .venv with torch (MUONLAB_TORCH=auto|cpu|cuda|keep) and all the rest
+
+$(READY): pyproject.toml constraints.txt scripts/bootstrap
+	scripts/bootstrap
+
+mutants: $(READY)  ## plant known bugs, one at a time, and see the tests catch them
+	$(PYTHON) tests/mutants.py
+
+calibrate: $(READY)  ## 400 simulated studies per planted speedup: false verdicts and interval coverage
+	$(PYTHON) benchmarks/calibration.py --out benchmarks/results/calibration.json
+
+bench: $(READY)  ## overhead of the training loop, the workers, the store and the command line
+	$(PYTHON) benchmarks/overhead.py --out benchmarks/results/overhead.json
+	$(PYTHON) benchmarks/store.py --out benchmarks/results/store.json
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

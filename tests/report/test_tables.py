@@ -1,0 +1,145 @@
+"""Tables for the terminal: complete, legible at 80 columns, in ASCII and without colour."""
+
+import io
+import re
+from dataclasses import replace
+
+import pytest
+from made_up import contrast_of, lost, make_crowd, make_finding, speedup_of
+from rich.console import Console
+
+from muonlab.analyze.findings import Check
+from muonlab.records.evidence import Move, Trial, Tuning
+from muonlab.report.tables import comparison_table, runs_table, tuning_table
+
+TUNING = Tuning(
+    optimizer="muon",
+    horizon_tokens=4_194_304,
+    coordinates=("opt.lr", "opt.weight_decay"),
+    best={"opt.lr": 0.02, "opt.weight_decay": 0.0},
+    trials=(
+        Trial(settings={"opt.lr": 0.02, "opt.weight_decay": 0.0}, keys=("a", "b")),
+        Trial(settings={"opt.lr": 0.16, "opt.weight_decay": 0.0}, keys=("c",)),
+    ),
+    moves=(
+        Move(
+            coordinate="opt.lr", old=0.01, new=0.02, gain=0.0312, standard_error=0.004, num_seeds=3, accepted=True,
+            reason="argmin of seed means over the whole grid",
+        ),
+        Move(
+            coordinate="opt.weight_decay", old=0.0, new=0.1, gain=None, standard_error=None, num_seeds=6,
+            accepted=False, reason="the gain is not positive",
+        ),
+    ),
+    edges=("opt.lr",),
+    converged=False,
+    num_runs=40,
+    tokens=167_772_160,
+)  # fmt: skip
+
+
+def printed(parts, width: int = 80, encoding: str = "utf-8", **options) -> str:
+    buffer = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console = Console(file=buffer, width=width, **options)
+    for part in parts:
+        console.print(part)
+    buffer.flush()
+    return buffer.buffer.getvalue().decode(encoding)
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_comparison_says_everything(finding, width):
+    text = printed(comparison_table(finding), width)
+    assert words(text).startswith(finding.verdict)
+    for part in ("2.3323", "+- 0.0062", "5 seeds", "1.40x", "[1.28, 1.55]", "1.18x", "[1.08, 1.31]", "1m 13s"):
+        assert part in text, part
+    for name, value in finding.optimizers["muon"].hyperparameters.items():
+        assert f"{name} {value:g}" in text
+    for at in finding.optimizers["adamw"].horizons:
+        assert f"{at.mean:.4f}" in text and all(f"{loss:.4f}" in text for loss in at.losses)
+    assert all(check.name in text for check in finding.checks)
+    assert "212 runs, 734M tokens" in words(text)
+    assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_pipes_get_plain_text(finding, encoding):
+    text = printed(comparison_table(finding), encoding=encoding)
+    assert "\x1b" not in text
+    assert words(text).startswith(finding.verdict)
+
+
+def test_no_color_is_obeyed(finding, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = printed(comparison_table(finding), force_terminal=True)
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]", text)
+
+
+def test_broken_checks_stand_out_without_colour(finding):
+    checks = (Check(name="interior", ok=False, detail="on an edge"), *finding.checks[1:])
+    text = printed(comparison_table(replace(finding, checks=checks)))
+    assert re.search(r"interior +BROKEN +on an edge", text) and "11 rules, 1 broken" in text
+
+
+def test_withheld_verdict_hides_judgements(finding):
+    text = printed(comparison_table(replace(finding, verdict="Verdict withheld: interior: on an edge")))
+    assert "better" not in text and "withheld" in text
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: lost(make_finding(), ["muon"]),
+        lambda: lost(make_finding(), ["adamw", "muon"]),
+        make_crowd,
+        lambda: make_finding(optimizers={}, speedup={}, contrasts={}, checks=(), verdict="", law=None),
+        lambda: make_finding(speedup={"muon": speedup_of(4.0, flag="censored", bound=">", high=None)}),
+        lambda: make_finding(contrasts={"muon": contrast_of(None, "unresolved")}),
+    ],
+)
+def test_every_study_gives_a_table(make):
+    finding = make()
+    text = printed(comparison_table(finding))
+    assert all(name in text for name in finding.optimizers)
+    assert not re.search(r"\bNone\b|\bnan\b", text)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_bounds_are_written_as_bounds():
+    finding = make_finding(speedup={"muon": speedup_of(4.0, flag="censored", bound=">", high=None, wall_high=None)})
+    assert "> 4.00x" in printed(comparison_table(finding))
+
+
+def test_names_are_text_not_markup(finding):
+    name = "[red]x[/red]\x1b[31m"
+    text = printed(comparison_table(replace(finding, optimizers={name: finding.optimizers["muon"]})), width=100)
+    assert "[red]x" in text and "\x1b" not in text
+
+
+def test_runs_table():
+    rows = [
+        {
+            "key": "ab" * 32, "task": "text", "optimizer": "muon", "outcome": "ok", "horizon_tokens": 4_194_304,
+            "seed": 0, "final_loss": 2.3451, "wall_seconds": 61.2, "created": "2026-10-01T12:00:33+00:00",
+        },
+        {"key": "cd" * 32, "outcome": "diverged", "final_loss": None},
+    ]  # fmt: skip
+    text = printed([runs_table(rows)])
+    lines = text.splitlines()
+    for part in ("abababababab", "text", "muon", "ok", "4.19M", "2.3451", "1m 01s", "2026-10-01"):
+        assert part in lines[2], part
+    assert "cdcdcdcdcdcd" in lines[3] and "diverged" in lines[3] and "ab" * 7 not in text
+    assert "-" in printed([runs_table([])])
+
+
+def test_tuning_table():
+    text = words(printed(tuning_table(TUNING)))
+    assert "stopped by the cap on runs after 40 runs (168M tokens)" in text and "edge of its grid: opt.lr" in text
+    assert "0.01 -> 0.02 +0.0312" in text and "1 made of 2" in text and "whole grid" in text
+    assert "Trials" not in text
+    with_losses = words(printed(tuning_table(TUNING, {"a": 2.31, "b": None})))
+    assert "2.3100 lost" in with_losses and "2 configurations" in with_losses
