@@ -248,7 +248,7 @@ def _binned(curve: Curve, edges: Any) -> Any:
 
 
 def _window(curves: Sequence[Any]) -> tuple[float, float]:
-    """Limits that show the differences: the first twentieth of the runs, where all fall from chance, may leave the top."""
+    """Limits that show the differences: the first twentieth of the runs, the fall from chance, may leave the top."""
     import numpy as np
 
     low = min(float(np.min(curve)) for curve in curves)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def _slice(piece: Slice, look: Look) -> Drawing:
     ]
     chosen = show(piece.chosen, "value")
     alt = f"{piece.optimizer}, final loss by {piece.coordinate} ({chosen} was chosen): {'; '.join(parts)}."
-    return draw("slice", SIZE, alt, lambda figure: _paint(figure, piece, look))
+    return draw(f"slice {piece.optimizer} {piece.coordinate} {piece.horizon_tokens}", SIZE, alt, lambda figure: _paint(figure, piece, look))
 
 
 def _paint(figure: "Figure", piece: Slice, look: Look) -> None:
@@ -86,7 +87,7 @@ def _positions(values: Sequence[Any]) -> tuple[list[float], str]:
     if numeric and min(values) > 0 and max(values) >= 4 * min(values):
         return [float(value) for value in values], "log"
     if numeric and len(set(values)) > 1:
-        gaps = [b - a for a, b in zip(values, values[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(values)]
         if min(gaps) > 0 and max(gaps) <= 3 * min(gaps):
             return [float(value) for value in values], "linear"
     return [float(i) for i in range(len(values))], "side by side"
@@ -110,7 +111,7 @@ def _ticks(axes: "Axes", xs: Sequence[float], piece: Slice, chosen: Sequence[flo
     for i in wanted:
         if all(abs(i - j) >= apart for j in labelled):
             labelled.append(i)
-    labels = [shorten(show(p.value, "value"), 9) if i in labelled else "" for i, p in enumerate(piece.points)]
+    labels = [shorten(show(p.value, "value"), 9 if len(xs) > 3 else 14) if i in labelled else "" for i, p in enumerate(piece.points)]
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(list(xs), labels)
     for tick, x in zip(axes.get_xticklabels(), xs, strict=True):

@@ -98,10 +98,7 @@ class _Run:
         random.seed(spec.seed)
         self.model = self.task.build().to(spec.device)
         self.optimizer = optimizers.build(
-            spec.optimizer,
-            list(self.model.named_parameters()),
-            tasks.roles_of(self.task, self.model),
-            spec.hyperparameters,
+            spec.optimizer, self.model, tasks.roles_of(self.task, self.model), spec.hyperparameters
         )
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.params = [p for p in self.model.parameters() if p.requires_grad]

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser found: none
 def browse(address: str, profile, *flags: str) -> subprocess.CompletedProcess:
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        "--virtual-time-budget=2000", *flags, address,
+        f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--virtual-time-budget=2000", *flags, address,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
 

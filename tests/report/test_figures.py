@@ -1,6 +1,8 @@
 """Figures: what is drawn where, in few and always the same bytes."""
 
+import math
 import re
+from itertools import pairwise
 from dataclasses import replace
 
 import pytest
@@ -113,7 +115,8 @@ def test_one_look_per_optimizer_everywhere():
     chosen = canvas.looks(crowd)
     assert list(chosen) == list(crowd.optimizers)
     assert len({(look.colour, look.marker) for look in chosen.values()}) == 12
-    assert all(look.colour in figures.read_off(crowd).svg for look in chosen.values())
+    svg = figures.read_off(crowd).svg
+    assert all(look.colour in svg for look in chosen.values())
 
 
 @pytest.mark.parametrize("colour", [canvas.BASELINE, *canvas.HUES])
@@ -140,7 +143,7 @@ def test_figures_are_small(finding):
 def test_labels_keep_apart():
     placed = canvas.spread([5.0, 5.0, 5.1, 40.0], 10.0)
     ordered = sorted(placed)
-    assert min(b - a for a, b in zip(ordered, ordered[1:], strict=False)) >= 10.0 - 1e-9
+    assert min(b - a for a, b in pairwise(ordered)) >= 10.0 - 1e-9
     assert min(canvas.spread([1.0, 1.0], 10.0, low=0.0)) == 0.0
 
 
@@ -148,9 +151,9 @@ def test_labels_keep_apart():
     ("value", "kind", "text"),
     [
         (999_999, "tokens", "1M"), (512, "tokens", "512"), (1.5e12, "tokens", "1.5T"), (0.0, "loss", "0.0000"),
-        (12.345, "ratio", "12.3x"), (1234.5, "ratio", "1,234x"), (float("nan"), "ratio", "-"), (None, "value", "none"),
-        (59.97, "seconds", "1m 00s"), (7322, "seconds", "2h 02m"), (2e-5, "seconds", "20.0 us"), (True, "value", "true"),
-        (0.05, "p", "0.050"), (1e-9, "p", "< 0.001"), (4194304.0, "value", "4194304"), (3e-05, "value", "3e-05"),
+        (12.345, "ratio", "12.3x"), (1234.5, "ratio", "1,234x"), (math.nan, "ratio", "-"), (None, "value", "none"),
+        (59.97, "seconds", "1m 00s"), (7322, "seconds", "2h 02m"), (2e-5, "seconds", "20.0 us"),
+        (True, "value", "true"), (0.05, "p", "0.050"), (1e-9, "p", "< 0.001"), (4194304.0, "value", "4194304"), (3e-05, "value", "3e-05"),
     ],
 )  # fmt: skip
 def test_numbers_are_written(value, kind, text):

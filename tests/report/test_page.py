@@ -129,7 +129,8 @@ def test_same_finding_same_bytes(finding):
     first, other = page_of(make_finding), page.render(finding, created="2030-01-01")
     assert rendered(finding) == first
     assert [a for a, b in zip(first.splitlines(), other.splitlines(), strict=True) if a != b] == [
-        f"  <p>Made by muonlab on <time>{CREATED}</time>. Losses are nats per token on held-out data; – means undefined.</p>"
+        f"  <p>Made by muonlab on <time>{CREATED}</time>. Losses are nats per token on held-out data; – means "
+        "undefined.</p>"
     ]
 
 
@@ -179,7 +180,9 @@ def test_semantics(finding):
 
 def test_references_between_svg_parts_resolve():
     html = page_of(make_finding)
-    defined = set(re.findall(r' id="([^"]+)"', html))
+    names = re.findall(r' id="([^"]+)"', html)
+    defined = set(names)
+    assert len(names) == len(defined)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', html))
     assert used and used <= defined
 
