@@ -32,7 +32,7 @@ calibrate: $(READY)  ## 400 simulated studies per planted speedup: false verdict
 
 bench: $(READY)  ## overhead of the training loop, the workers, the store and the command line
 	$(PYTHON) benchmarks/overhead.py --out benchmarks/results/overhead.json
-	$(PYTHON) benchmarks/store.py --out benchmarks/results/store.json
+	$(PYTHON) benchmarks/store.py > benchmarks/results/store.json
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

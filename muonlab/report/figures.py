@@ -44,7 +44,7 @@ def _paint_read_off(figure: "Figure", finding: Comparison, look: Mapping[str, Lo
     _paint_law(axes, finding, look, (low / 1.08, high * 1.08))
     _widen(axes)
     for name, speedup in finding.speedup.items():
-        _paint_arrow(axes, finding, name, speedup, look[name], labelled=len(finding.speedup) <= 3)
+        _paint_arrow(axes, finding, name, speedup, look[name], labelled=len(finding.speedup) == 1)
     _name_series(axes, finding, look)
     _token_axis(axes, sorted(set(tokens)), "training horizon, tokens (log scale)")
     axes.set_ylabel("final held-out loss, nats per token")
@@ -112,16 +112,25 @@ def _paint_arrow(axes: "Axes", finding: Comparison, name: str, speedup: Speedup,
     axes.annotate("", (end, at.mean), (start, at.mean), arrowprops=style, zorder=5)
     if labelled:  # on the side of the arrow where the curve is not
         side = 1 if end >= start else -1
-        bound = f"{speedup.bound} " if speedup.bound else ""
         axes.annotate(
-            f"{bound}{show(speedup.tokens, 'ratio').replace('x', '×')} tokens",
+            f"{_factor(speedup)} tokens",
             (start, at.mean), (9 * side, -9 * side), textcoords="offset points", color=look.colour, fontweight="bold",
             ha="left" if side > 0 else "right", va="top" if side > 0 else "bottom", zorder=7,
         )  # fmt: skip
 
 
+def _factor(speedup: Speedup) -> str:
+    bound = f"{speedup.bound} " if speedup.bound else ""
+    return f"{bound}{show(speedup.tokens, 'ratio').replace('x', '×')}"
+
+
 def _name_series(axes: "Axes", finding: Comparison, look: Mapping[str, Look]) -> None:
-    """Names beside the points: the baseline's at the end of its curve, a challenger's on the side its arrow leaves."""
+    """Names beside the points: the baseline's at the end of its curve, a challenger's on the side its arrow leaves.
+
+    Where there are several challengers their factors stand with the names, since arrows may lie close together.
+    """
+    several = {name: s for name, s in finding.speedup.items() if len(finding.speedup) > 1}
+    factors = {name: f" {_factor(s)}" for name, s in several.items() if not is_undefined(s.tokens)}
     sides: dict[str, list[tuple[str, LossesAt]]] = {"left": [], "right": []}
     for name, optimizer in finding.optimizers.items():
         seen = [at for at in optimizer.horizons if at.mean is not None]
@@ -137,9 +146,9 @@ def _name_series(axes: "Axes", finding: Comparison, look: Mapping[str, Look]) ->
         for (name, at), old, new in zip(entries, heights, spread(heights, LABEL_GAP), strict=True):
             moved = abs(new - old) > 1
             axes.annotate(
-                shorten(name), (at.horizon_tokens, at.mean), (sign * (34 if moved else 10), new - old),
-                textcoords="offset points", ha="left" if sign > 0 else "right",
-                va="center", color=look[name].colour, fontweight="bold", zorder=7,
+                shorten(name) + factors.get(name, ""), (at.horizon_tokens, at.mean),
+                (sign * (34 if moved else 10), new - old), textcoords="offset points",
+                ha="left" if sign > 0 else "right", va="center", color=look[name].colour, fontweight="bold", zorder=7,
                 arrowprops={"arrowstyle": "-", "color": look[name].colour, "lw": 0.6, "shrinkB": 5} if moved else None,
             )  # fmt: skip
 

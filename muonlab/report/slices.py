@@ -37,7 +37,12 @@ def _slice(piece: Slice, look: Look) -> Drawing:
     ]
     chosen = show(piece.chosen, "value")
     alt = f"{piece.optimizer}, final loss by {piece.coordinate} ({chosen} was chosen): {'; '.join(parts)}."
-    return draw(f"slice {piece.optimizer} {piece.coordinate} {piece.horizon_tokens}", SIZE, alt, lambda figure: _paint(figure, piece, look))
+    return draw(
+        f"slice {piece.optimizer} {piece.coordinate} {piece.horizon_tokens}",
+        SIZE,
+        alt,
+        lambda figure: _paint(figure, piece, look),
+    )
 
 
 def _paint(figure: "Figure", piece: Slice, look: Look) -> None:
@@ -111,7 +116,10 @@ def _ticks(axes: "Axes", xs: Sequence[float], piece: Slice, chosen: Sequence[flo
     for i in wanted:
         if all(abs(i - j) >= apart for j in labelled):
             labelled.append(i)
-    labels = [shorten(show(p.value, "value"), 9 if len(xs) > 3 else 14) if i in labelled else "" for i, p in enumerate(piece.points)]
+    labels = [
+        shorten(show(p.value, "value"), 9 if len(xs) > 3 else 14) if i in labelled else ""
+        for i, p in enumerate(piece.points)
+    ]
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(list(xs), labels)
     for tick, x in zip(axes.get_xticklabels(), xs, strict=True):

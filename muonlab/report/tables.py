@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from muonlab.analyze.findings import Comparison, LossesAt, OptimizerFinding, Speedup
+from muonlab.records import Record
 from muonlab.records.evidence import Tuning
 from muonlab.report.text import is_undefined, is_withheld, plural, show
 
-__all__ = ["comparison_table", "runs_table", "tuning_table"]
+__all__ = ["comparison_table", "record_table", "runs_table", "tuning_table"]
 
 KEY_LENGTH = 12  # of a record's key, as everywhere on screen
 OK, BROKEN = Text("ok", style="green"), Text("BROKEN", style="bold red")
@@ -169,13 +170,43 @@ def runs_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
-def tuning_table(tuning: Tuning, losses: Mapping[str, float | None] | None = None) -> list[RenderableType]:
-    """Best settings, then every move made or refused; with `losses` (record key -> final loss) also the trials."""
+def record_table(record: Record) -> list[RenderableType]:
+    """One run: what it was, what it gave, what it ran on, and its error if there is one."""
+    spec = record.spec
+    rows = {
+        "task, optimizer": f"{spec.task}, {spec.optimizer}",
+        "outcome": record.outcome,
+        "final loss": show(record.final_loss, "loss"),
+        "diverged at step": show(record.diverged_step, "text"),
+        "tokens": f"{show(record.tokens, 'tokens')} of {show(spec.horizon_tokens, 'tokens')}",
+        "batch, seed": f"{show(spec.batch_tokens, 'count')} tokens, {spec.seed}",
+        "time": f"{show(record.wall_seconds, 'seconds')}, a step {show(record.step_seconds, 'seconds')}",
+        "parameters": show(record.num_params, "count"),
+        **{name: show(value, "value") for name, value in spec.hyperparameters.items()},
+        **{name: show(value, "value") for name, value in record.environment.items()},
+        "created": record.created or "-",
+    }
+    table = _table("")
+    table.show_header = False
+    table.add_column()
+    table.add_column(overflow="fold", ratio=1)
+    for name, text in rows.items():
+        if name != "diverged at step" or record.outcome == "diverged":
+            table.add_row(_cell(name), _cell(text))
+    return _spaced(Text(f"run {record.key}", style="bold"), table, *([_cell(record.error)] if record.error else []))
+
+
+def tuning_table(
+    tuning: Tuning, loss: float | None = None, losses: Mapping[str, float | None] | None = None
+) -> list[RenderableType]:
+    """Best settings and their mean loss, then every move made or refused; with `losses` (by record key) the trials."""
     ended = "converged" if tuning.converged else "stopped by the cap on runs"
     head = (
         f"{_clean(tuning.optimizer)} at {show(tuning.horizon_tokens, 'tokens')} tokens: {ended} after "
         f"{plural(tuning.num_runs, 'run')} ({show(tuning.tokens, 'tokens')} tokens)."
     )
+    if loss is not None:
+        head += f" Mean loss {show(loss, 'loss')}."
     if tuning.edges:
         head += f" On an edge of its grid: {_clean(', '.join(tuning.edges))}."
     trials = [] if losses is None else [_trials(tuning, losses)]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from muonlab.errors import UsageError
 from muonlab.optim import catalog as optimizers
+from muonlab.optim.engine import Engine
 from muonlab.records import Record, RunSpec
 from muonlab.tasks import catalog as tasks
 from muonlab.tasks.base import Task
@@ -177,7 +178,7 @@ class _Run:
             eval_seconds=self.eval_seconds,
             tokens=tokens,
             flops=tasks.flops_per_token(self.task, self.model) * tokens,
-            params=_params_by_role(self.task, self.model),
+            params=_params_by_role(self.optimizer),
             peak_bytes=peak_bytes(self.spec.device),
             environment=environment(self.spec.device),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -224,12 +225,11 @@ def _micro_samples(spec: RunSpec, task: Task, samples: int) -> int:
     return micro
 
 
-def _params_by_role(task: Task, model: nn.Module) -> dict[str, int]:
-    roles = tasks.roles_of(task, model) or {}
+def _params_by_role(optimizer: Engine) -> dict[str, int]:
+    """Counts by role, as the optimizer's routing saw them: each parameter once, tied or not."""
     counts: dict[str, int] = {}
-    for name, param in model.named_parameters():
-        role = str(roles.get(name, "unknown"))
-        counts[role] = counts.get(role, 0) + param.numel()
+    for group in optimizer.param_groups:
+        counts[group["role"]] = counts.get(group["role"], 0) + sum(p.numel() for p in group["params"])
     return counts
 
 

@@ -147,27 +147,33 @@ def make_finding(**changes) -> Comparison:
     return Comparison(**{**values, **changes})
 
 
+CROWD = {
+    "muon": 1.40, "scion": 1.38, "soap": 1.36, "lion": 0.81, "mars": 1.12, "shampoo": 1.20, "kron": 1.31,
+    "sophia": 0.93, "adam-mini": 0.99, "nadamw": 1.02, "normuon": 1.45,
+}  # fmt: skip
+
+
 def make_crowd(num: int = 12) -> Comparison:
     """A baseline and many challengers, of every kind of result."""
-    base, one = make_finding(), make_finding().optimizers["muon"]
-    names = ["muon", "scion", "soap", "lion", "mars", "shampoo", "kron", "sophia", "adam-mini", "nadamw", "normuon"]
-    names = names[: num - 1]
-    factors = [1.40, 1.38, 1.36, 0.81, 1.12, 1.20, 1.31, 0.93, 0.99, 1.02, 1.45]
+    base = make_finding()
+    factors = dict(list(CROWD.items())[: num - 1])
+    settings = dict(base.optimizers["muon"].hyperparameters)
     optimizers = {"adamw": base.optimizers["adamw"]}
-    for name, factor in zip(names, factors, strict=False):
-        optimizers[name] = optimizer(name, factor, (HORIZON,), dict(one.hyperparameters))
-    differences = {n: law_loss(HORIZON * f) - law_loss(HORIZON) for n, f in zip(names, factors, strict=False)}
+    contrasts = {}
+    for name, factor in factors.items():
+        optimizers[name] = optimizer(name, factor, (HORIZON,), settings)
+        difference = law_loss(HORIZON * factor) - law_loss(HORIZON)
+        resolved = "better" if difference < 0 else "worse"
+        contrasts[name] = contrast_of(difference, resolved if abs(difference) > 0.02 else "unresolved")
     return replace(
         base,
-        verdict=" ".join(f"No difference between {name} and adamw was resolved." for name in names),
+        verdict=" ".join(f"{name} against adamw: {contrast.judgement}." for name, contrast in contrasts.items()),
         optimizers=optimizers,
-        speedup={n: speedup_of(f) for n, f in zip(names, factors, strict=False)},
-        contrasts={n: contrast_of(d, "unresolved" if abs(d) < 0.02 else "better" if d < 0 else "worse") for n, d in differences.items()},
-        slices=tuple(
-            replace(s, optimizer=n) for n in names for s in base.slices if s.optimizer == "muon"
-        ),
-        curves=tuple(c for n, f in zip(["adamw", *names], [1.0, *factors], strict=False) for c in curves(n, f)),
-    )  # fmt: skip
+        speedup={name: speedup_of(factor) for name, factor in factors.items()},
+        contrasts=contrasts,
+        slices=tuple(replace(s, optimizer=name) for name in factors for s in base.slices if s.optimizer == "muon"),
+        curves=tuple(c for name, factor in {"adamw": 1.0, **factors}.items() for c in curves(name, factor)),
+    )
 
 
 def lost(finding: Comparison, names: Sequence[str]) -> Comparison:

@@ -2,8 +2,8 @@
 
 import math
 import re
-from itertools import pairwise
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from made_up import HORIZON, bowl, law_loss, lost, make_crowd, make_finding, speedup_of
@@ -153,7 +153,8 @@ def test_labels_keep_apart():
         (999_999, "tokens", "1M"), (512, "tokens", "512"), (1.5e12, "tokens", "1.5T"), (0.0, "loss", "0.0000"),
         (12.345, "ratio", "12.3x"), (1234.5, "ratio", "1,234x"), (math.nan, "ratio", "-"), (None, "value", "none"),
         (59.97, "seconds", "1m 00s"), (7322, "seconds", "2h 02m"), (2e-5, "seconds", "20.0 us"),
-        (True, "value", "true"), (0.05, "p", "0.050"), (1e-9, "p", "< 0.001"), (4194304.0, "value", "4194304"), (3e-05, "value", "3e-05"),
+        (True, "value", "true"), (0.05, "p", "0.050"), (1e-9, "p", "< 0.001"),
+        (4194304.0, "value", "4194304"), (3e-05, "value", "3e-05"),
     ],
 )  # fmt: skip
 def test_numbers_are_written(value, kind, text):

@@ -98,7 +98,9 @@ def test_plain_words_name_both_token_counts():
     ],
 )
 def test_plain_words_fit_the_result(speedup, judgement, words):
-    finding = make_finding(speedup={"muon": speedup}, contrasts={"muon": contrast_of(-0.08, judgement)})
+    finding = make_finding(
+        slices=(), curves=(), speedup={"muon": speedup}, contrasts={"muon": contrast_of(-0.08, judgement)}
+    )
     shown = Page(rendered(finding))
     assert words in " ".join(shown.text.split())
     if speedup.bound:
@@ -214,7 +216,7 @@ def empty_losses(at: LossesAt) -> LossesAt:
 
 
 def hard_findings():
-    finding = make_finding()
+    finding = make_finding(slices=())
     yield "nothing", make_finding(
         verdict="", optimizers={}, speedup={}, contrasts={}, checks=(), slices=(), curves=(), law=None, num_runs=0,
         total_tokens=0, environment={}, config={},

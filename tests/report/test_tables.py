@@ -9,8 +9,9 @@ from made_up import contrast_of, lost, make_crowd, make_finding, speedup_of
 from rich.console import Console
 
 from muonlab.analyze.findings import Check
+from muonlab.records import Record, RunSpec
 from muonlab.records.evidence import Move, Trial, Tuning
-from muonlab.report.tables import comparison_table, runs_table, tuning_table
+from muonlab.report.tables import comparison_table, record_table, runs_table, tuning_table
 
 TUNING = Tuning(
     optimizer="muon",
@@ -136,10 +137,25 @@ def test_runs_table():
     assert "-" in printed([runs_table([])])
 
 
+def test_record_table():
+    spec = RunSpec(
+        task="text", optimizer="muon", horizon_tokens=4_194_304, batch_tokens=4096, seed=3,
+        hyperparameters={"opt.lr": 0.02},
+    )  # fmt: skip
+    good = Record(spec=spec, outcome="ok", final_loss=2.3456, tokens=4_194_304, wall_seconds=61.2, step_seconds=0.015)
+    text = words(printed(record_table(good)))
+    for part in (spec.key, "text, muon", "2.3456", "4.19M of 4.19M", "1m 01s, a step 15.0 ms", "opt.lr 0.02"):
+        assert part in text, part
+    assert "diverged" not in text
+    bad = Record(spec=spec, outcome="diverged", diverged_step=17, error="loss is not finite\n[bold]trace[/bold]")
+    text = words(printed(record_table(bad)))
+    assert "diverged at step 17" in text and "loss is not finite [bold]trace[/bold]" in text
+
+
 def test_tuning_table():
-    text = words(printed(tuning_table(TUNING)))
+    text = words(printed(tuning_table(TUNING, 2.3456)))
     assert "stopped by the cap on runs after 40 runs (168M tokens)" in text and "edge of its grid: opt.lr" in text
     assert "0.01 -> 0.02 +0.0312" in text and "1 made of 2" in text and "whole grid" in text
-    assert "Trials" not in text
-    with_losses = words(printed(tuning_table(TUNING, {"a": 2.31, "b": None})))
+    assert "Mean loss 2.3456." in text and "Trials" not in text
+    with_losses = words(printed(tuning_table(TUNING, losses={"a": 2.31, "b": None})))
     assert "2.3100 lost" in with_losses and "2 configurations" in with_losses

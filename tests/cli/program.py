@@ -1,0 +1,152 @@
+"""Running the program without paying for its imports: each call is a process of its own, forked from a warm server.
+
+What a call sees is what a user's shell would give it: its own arguments, folder, environment, stdin, stdout and stderr.
+The server that the program starts for its runs is the warm one too, whence the only difference: what a run's own
+process writes to stderr is not in `err`.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import forkserver, process, resource_tracker
+from pathlib import Path
+from typing import Any
+
+from muonlab.execute.local import PRELOAD
+
+__all__ = ["Finished", "Program", "one_line"]
+
+IMPORTS = [
+    *PRELOAD, "muonlab.cli.app", "muonlab.cli.progress", "muonlab.records.store", "muonlab.records.importers",
+    "muonlab.study.plan", "muonlab.study.fairness", "muonlab.report.page", "muonlab.report.tables", "alembic.command",
+    "matplotlib.backends.backend_svg", "rich.console", "muonlab.tasks.text",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a call left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one document on stdout; NaN and infinities are no JSON."""
+
+        def refuse(constant: str) -> None:
+            raise AssertionError(f"{constant} in JSON")
+
+        return json.loads(self.out, parse_constant=refuse)
+
+
+def one_line(finished: Finished, code: int = 2) -> str:
+    """The message of a call that failed as a user's mistake should: one line, no traceback, nothing on stdout."""
+    assert finished.code == code, finished
+    assert finished.err.startswith("muonlab: ") and finished.err.count("\n") == 1, finished.err
+    assert finished.out == ""
+    return finished.err.removeprefix("muonlab: ").rstrip("\n")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call under way."""
+
+    process: Any
+    out: Path
+    err: Path
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.process.pid, number)
+
+    def wait(self, seconds: float = 120) -> Finished:
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, "still running"
+        return Finished(self.process.exitcode, *(p.read_text(errors="replace") for p in (self.out, self.err)))
+
+
+class Program:
+    """`muonlab` in a folder."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder, self.settings, self.num_calls = folder, settings, 0
+
+    def __call__(self, *arguments: str | Path, **settings: Any) -> Finished:
+        return self.start(*arguments, **settings).wait()
+
+    def start(
+        self, *arguments: str | Path, environment: Mapping[str, str | None] | None = None, out: Path | None = None,
+        **settings: Any,
+    ) -> Call:  # fmt: skip
+        """Begin a call; `environment` changes variables, None removes one."""
+        self.num_calls += 1
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTS)
+        logs = self.folder / f".call-{self.num_calls}"
+        files = out or logs.with_suffix(".out"), logs.with_suffix(".err")
+        child = context.Process(
+            target=_main,
+            args=([str(a) for a in arguments], self.folder, dict(environment or {}), files),
+            kwargs={**self.settings, **settings},
+        )
+        with _no_main():
+            child.start()
+        return Call(child, *files)
+
+
+def _main(
+    arguments: Sequence[str], folder: Path, environment: Mapping[str, str | None], files: Sequence[Path],
+    user: int | None = None, file_bytes: int | None = None, lock_seconds: float | None = None,
+) -> None:  # fmt: skip
+    """The call itself, in its process. `user` to run as, a limit on the size of files, a shorter wait for locks."""
+    for number, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    process.ORIGINAL_DIR = str(folder)  # what a process that runs a spec takes for its folder
+    os.chdir(folder)
+    for name, value in environment.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    sys.argv = ["muonlab", *arguments]
+    forkserver._forkserver.ensure_running = resource_tracker.ensure_running  # the server is up, it forked us
+    if lock_seconds is not None:
+        from muonlab.records.store import Store
+
+        Store.__init__.__kwdefaults__["timeout"] = lock_seconds
+    if file_bytes is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    if user is not None:
+        os.setgid(user)
+        os.setuid(user)
+    from muonlab.cli import main
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """The test runner's main module is none of the program's business."""
+    main = sys.modules["__main__"]
+    saved = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(saved)
+
+
+def until(condition: Any, seconds: float = 60, pause: float = 0.01) -> Any:
+    """Wait for a condition; its value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(pause)
+    return value

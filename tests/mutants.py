@@ -1,0 +1,130 @@
+"""Plant known bugs, one at a time, and see the tests catch them: `make mutants`.
+
+Each mutant is a change of one line that somebody has made by mistake in some optimizer library, or could make here.
+A survivor means that a test is missing. Exit code 1 if any survives.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug: in `file`, `old` (which must stand there exactly once) becomes `new`; `tests` must fail."""
+
+    bug: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+OPTIM, KERNELS, STUDY, TRAIN = "tests/optim", "tests/kernels", "tests/study", "tests/train"
+ANALYZE, EXECUTE, TASKS, RECORDS = "tests/analyze", "tests/execute", "tests/tasks", "tests/records"
+ENGINE, MUON, ADAM = "muonlab/optim/engine.py", "muonlab/optim/muon.py", "muonlab/optim/adam.py"
+MOMENTS, POLAR, LOOP = "muonlab/kernels/moments.py", "muonlab/kernels/polar.py", "muonlab/train/loop.py"
+TUNE, TRIALS, COMPARE = "muonlab/study/tune.py", "muonlab/study/trials.py", "muonlab/study/compare.py"
+SIGNIFICANCE, SPEEDUP = "muonlab/analyze/significance.py", "muonlab/analyze/speedup.py"
+
+MUTANTS = (
+    Mutant("sign of the update flipped", ENGINE, "w.add_(u, alpha=-rule.lr)", "w.add_(u, alpha=rule.lr)", OPTIM),
+    Mutant("weight decay lost", ENGINE, "w.mul_(1 - rule.lr * rule.weight_decay)", "w.mul_(1.0)", OPTIM),
+    Mutant("weight decay without lr", ENGINE, "1 - rule.lr * rule.weight_decay", "1 - rule.weight_decay", OPTIM),
+    Mutant("moving average discarded", MOMENTS, "return m.lerp_(x, 1 - beta)", "return m.lerp(x, 1 - beta)", OPTIM),
+    Mutant("moving average upside down", MOMENTS, "m.lerp_(x, 1 - beta)", "m.lerp_(x, beta)", OPTIM),
+    Mutant("bias correction off by one", MOMENTS, "return 1 - beta**t", "return 1 - beta ** (t + 1)", OPTIM),
+    Mutant("eps inside the root", ADAM, "** 0.5).add_(self.eps)", "** 0.5).add_(self.eps**0.5)", OPTIM),
+    Mutant("Nesterov forgotten", MUON, "if self.nesterov else m.clone()", "if not self.nesterov else m.clone()", OPTIM),
+    Mutant("momentum buffer handed out", MUON, "else m.clone()", "else m", OPTIM),
+    Mutant("scale rule on the wrong side", "muonlab/kernels/norms.py", "fan_out / max(1, fan_in)",
+           "fan_in / max(1, fan_out)", f"{KERNELS} {OPTIM}"),
+    Mutant("one matrix leaks into the batch", ENGINE, "rule.matrix(torch.stack(us), workspace, t)",
+           "rule.matrix(torch.stack(us) + 1e-3 * torch.stack(us).mean(0), workspace, t)", OPTIM),
+    Mutant("non-finite step not skipped", ENGINE, "not all_finite(p.grad for p in live)",
+           "not all_finite(p.grad for p in live[:0])", OPTIM),
+    Mutant("batch order depends on the batch size", "muonlab/tasks/text.py", "np.arange(start, start + count",
+           "np.arange(start * count, start * count + count", TASKS),
+    Mutant("one micro-batch counted twice", LOOP, "first = start + part * self.micro_samples",
+           "first = start + max(part - 1, 0) * self.micro_samples", TRAIN),
+    Mutant("gradient accumulation not averaged", LOOP, "self.forward, batch) / parts", "self.forward, batch)", TRAIN),
+    Mutant("divergence goes unnoticed", LOOP, "if not (math.isfinite(loss) and math.isfinite(norm)):",
+           "if not (math.isfinite(loss) or math.isfinite(norm)):", TRAIN),
+    Mutant("generators not restored on resume", LOOP, 'restore_rng(state["rng"])', "pass", TRAIN),
+    Mutant("schedule never decays", "muonlab/train/schedules.py", "return final + (1.0 - final) * remaining",
+           "return 1.0", TRAIN),
+    Mutant("memo forgets", "muonlab/execute/runner.py", "if key not in done", "if key not in ()", EXECUTE),
+    Mutant("crash recorded as a result", "muonlab/execute/local.py", 'outcome="failed"', 'outcome="diverged"', EXECUTE),
+    Mutant("any gain is a gain", TRIALS, "self.mean >= max(num_errors * self.standard_error, threshold_nats)",
+           "self.mean > 0", STUDY),
+    Mutant("diverged runs left out of the mean", TRIALS, 'record.final_loss if record.outcome == "ok"',
+           'record.final_loss or 0.0 if record.outcome != "failed"', STUDY),
+    Mutant("optimum on the edge accepted", TUNE, "if current == edge]", "if current != current]", STUDY),
+    Mutant("tuning seeds used for the final runs", COMPARE, "for seed in self.rules.final_seeds]",
+           "for seed in self.rules.tuning.seeds[:len(self.rules.final_seeds)]]", STUDY),
+    Mutant("baseline not re-tuned at its horizons", COMPARE, "if horizon_tokens != self.horizon_tokens:",
+           "if horizon_tokens is None:", STUDY),
+    Mutant("verdict without the interval", SIGNIFICANCE, 'and speedup.low is not None and speedup.low > 1.0',
+           "and True", ANALYZE),
+    Mutant("one-sided test", SIGNIFICANCE, "2 * stats.t.sf(", "1 * stats.t.sf(", ANALYZE),
+    Mutant("variance of the population, not of the sample", SIGNIFICANCE, "degrees = sum(len(group) - 1 for",
+           "degrees = sum(len(group) for", ANALYZE),
+    Mutant("speedup inverted", SPEEDUP, "-1.0 / self.exponent)", "1.0 / self.exponent)", ANALYZE),
+    Mutant("seed missing from the key", "muonlab/records/spec.py", "seed: int = 0  #",
+           'seed: int = field(default=0, metadata={"in_key": False})  #', RECORDS),
+)  # fmt: skip
+
+
+def copy_tree(target: Path) -> None:
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    for name in names:
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def killed(mutant: Mutant, tree: Path) -> bool:
+    """Whether the tests notice. The file is restored afterwards."""
+    path = tree / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.bug}: {mutant.old!r} stands {text.count(mutant.old)} times in {mutant.file}")
+    path.write_text(text.replace(mutant.old, mutant.new))
+    try:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+        environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(
+            [*command, *mutant.tests.split()], cwd=tree, env=environment, capture_output=True, text=True, timeout=900
+        )
+        return done.returncode == 1
+    finally:
+        path.write_text(text)
+
+
+def main() -> int:
+    wanted = sys.argv[1:]
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        for mutant in MUTANTS:
+            if wanted and not any(word in mutant.bug for word in wanted):
+                continue
+            dead = killed(mutant, tree)
+            print(f"{'killed  ' if dead else 'SURVIVED'}  {mutant.bug}", flush=True)
+            survivors += [] if dead else [mutant.bug]
+    print(f"{len(survivors)} survived" + (f": {', '.join(survivors)}" if survivors else ""))
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
