@@ -9,7 +9,7 @@ from scipy import stats
 
 from muonlab.analyze.findings import Check, Contrast, Judgement, Speedup
 
-__all__ = ["LEVEL", "Noise", "contrast", "judge", "mean_interval", "pooled_noise", "verdict"]
+__all__ = ["LEVEL", "Noise", "contrast", "judge", "mean_interval", "pooled_noise", "verdict", "withheld"]
 
 LEVEL = 0.95
 POWER = 0.8
@@ -85,11 +85,16 @@ def judge(test: Contrast, speedup: Speedup) -> Judgement:
     return "unresolved"
 
 
+def withheld(checks: Sequence[Check]) -> list[Check]:
+    """The broken rules without which nothing may be said."""
+    return [check for check in checks if not check.ok and check.name in WITHHOLDING]
+
+
 def verdict(
     baseline: str, contrasts: Mapping[str, Contrast], speedups: Mapping[str, Speedup], checks: Sequence[Check]
 ) -> str:
     """One sentence per challenger, or why there is none."""
-    broken = [check for check in checks if not check.ok and check.name in WITHHOLDING]
+    broken = withheld(checks)
     if broken:
         return f"Verdict withheld: {'; '.join(f'{check.name}: {check.detail}' for check in broken)}"
     return " ".join(_sentence(name, baseline, contrasts[name], speedups[name]) for name in contrasts)

@@ -3,28 +3,62 @@
 import os
 import signal
 import sys
+from typing import Any, NoReturn
 
-from muonlab.cli.app import app
 from muonlab.errors import UsageError
 
 __all__ = ["main"]
 
+STOPPED = {
+    128 + signal.SIGINT: "interrupted",
+    128 + signal.SIGTERM: "terminated",
+}
+
 
 def main() -> None:
     """Run the command line and exit: 0 ok, 1 some runs failed, 2 usage, 130 interrupted, 143 terminated."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
-        app(standalone_mode=True)
+        try:
+            _app()()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer makes exit code 1 of it
+            _end_of_pipe()
+        if end.code in STOPPED:
+            _say(f"{STOPPED[end.code]}; finished runs are kept, the same command goes on from here")
+        raise
     except UsageError as error:
-        print(f"muonlab: {error}", file=sys.stderr)
+        _say(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("muonlab: interrupted; finished runs are kept, the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `muonlab runs list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except BrokenPipeError:
+        _end_of_pipe()
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        print(f"muonlab: {error.strerror or error}{where}", file=sys.stderr)
+        _say(f"{error.strerror or error}{where}")
         sys.exit(2)
+
+
+def _app() -> Any:
+    try:
+        from muonlab.cli.app import app
+    except ModuleNotFoundError as error:
+        raise UsageError(f"the laboratory needs the package {error.name}: pip install 'muonlab[lab]'") from None
+    return app
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _end_of_pipe() -> NoReturn:
+    """Nobody reads any more: `muonlab runs list | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(128 + signal.SIGPIPE)
+
+
+def _say(message: str) -> None:
+    print("muonlab:", " ".join(message.split()), file=sys.stderr)

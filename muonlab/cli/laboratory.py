@@ -3,15 +3,17 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from muonlab.errors import UsageError, unknown
+from muonlab.records.record import json_text
 from muonlab.records.store import Store
 
-__all__ = ["Laboratory", "print_json", "resolve_device"]
+__all__ = ["Laboratory", "print_json", "resolve_device", "users_code"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,14 @@ def resolve_device(name: str) -> str:
     return "cpu"
 
 
+@contextmanager
+def users_code() -> Iterator[None]:
+    """Around whatever may call a task of the user's: stdout is for results, what a task prints goes to stderr."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
 def print_json(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout, undefined numbers as null."""
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(json.loads(json_text(document)), indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()

@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from muonlab.cli import options as opt
-from muonlab.cli.laboratory import Laboratory, print_json, resolve_device
+from muonlab.cli.laboratory import Laboratory, print_json, resolve_device, users_code
 
 __all__ = ["train"]
 
@@ -35,8 +35,8 @@ def train(
     from muonlab.study.plan import base_specs
     from muonlab.study.protocol import single
 
-    chosen = flattened(dict(parse_setting(text) for text in settings or ()))
-    chosen |= {"precision": precision, "compile": compile, "seed": seed}
+    chosen: dict[str, Any] = {"precision": precision, "compile": compile, "seed": seed}
+    chosen |= flattened(dict(parse_setting(text) for text in settings or ()))
     config = validated(
         {
             "task": task, "data": tuple(map(str, data or ())), "optimizers": (optimizer,), "baseline": optimizer,
@@ -45,7 +45,8 @@ def train(
             "device": resolve_device(device), "settings": chosen,
         }
     )  # fmt: skip
-    spec = base_specs(config)[optimizer]
+    with users_code():
+        spec = base_specs(config)[optimizer]
     eval_steps = frozenset(range(eval_every, spec.num_steps + 1, eval_every)) if eval_every else frozenset()
     laboratory = Laboratory(store, 1, threads, artifacts, not no_progress)
     record, outcome = laboratory.run(single(spec), spec.horizon_tokens, eval_steps)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from muonlab.cli import options as opt
-from muonlab.cli.laboratory import Laboratory, print_json, resolve_device
+from muonlab.cli.laboratory import Laboratory, print_json, resolve_device, users_code
 from muonlab.errors import UsageError
 
 __all__ = ["compare", "demo", "report", "tune"]
@@ -129,7 +129,8 @@ def tune(
         "horizon_tokens": tokens, "batch_tokens": batch_tokens, "tune": _names(tune), "max_runs": max_runs,
         "first_seed": seed, "device": resolve_device(device),
     }  # fmt: skip
-    plan = plan_comparison(validated(_values(config, flags, settings, precision, compile)))
+    with users_code():
+        plan = plan_comparison(validated(_values(config, flags, settings, precision, compile)))
     price = plan.price(final_runs=False)
     if dry_run:
         return _show_price(plan, price, workers, json)
@@ -176,13 +177,14 @@ def _compare(values: dict[str, Any], laboratory: Laboratory, out: Path, json: bo
     config = validated(values)
     if len(config.optimizers) < 2:
         raise UsageError("a comparison needs at least two optimizers: --optimizers adamw,muon")
-    plan = plan_comparison(config)
+    with users_code():
+        plan = plan_comparison(config)
     price = plan.price()
     if dry_run:
         return _show_price(plan, price, laboratory.workers, json)
     _check_out(out)
     command = _command()
-    asked = {**config.model_dump(mode="json"), "command": command}
+    asked = {**config.model_dump(mode="json"), "conventions": plan.conventions, "command": command}
     evidence, outcome = laboratory.run(protocol(plan.bases, plan.spaces, plan.rules, asked), price.likely_tokens)
     with Store(laboratory.store_url) as store:
         records = store.get(evidence.keys())
@@ -268,7 +270,13 @@ def _show_price(plan: Any, price: Any, workers: int, json: bool) -> None:
     from muonlab.study.plan import measure_throughput
 
     num_workers = workers or os.cpu_count() or 1
-    rate = measure_throughput(plan) * num_workers
+    try:
+        with users_code():
+            rate = measure_throughput(plan) * num_workers
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"a trial of a few steps failed: {type(error).__name__}: {error}") from error
     document = {
         "runs": {"least": price.least_runs, "most": price.most_runs},
         "tokens": {"least": int(price.likely_tokens), "most": int(price.most_tokens)},
@@ -293,11 +301,11 @@ def _values(
     if "baseline" not in values and values.get("optimizers"):
         values["baseline"] = values["optimizers"][0]
     merged = flattened(values.get("settings", {}))
-    merged |= dict(parse_setting(text) for text in settings or ())
     if precision:
         merged["precision"] = precision
     if compile:
         merged["compile"] = True
+    merged |= dict(parse_setting(text) for text in settings or ())
     for name in ("horizon_tokens", "batch_tokens"):
         if name in merged:
             values[name] = merged.pop(name)
@@ -321,6 +329,8 @@ def _check_out(out: Path) -> None:
         raise UsageError(f"cannot write report {out}: there is no folder {parent}")
     if out.is_dir():
         raise UsageError(f"cannot write report {out}: it is a folder")
+    if out.exists() and not out.is_file():
+        return  # a pipe or a device
     if not os.access(parent, os.W_OK):
         raise UsageError(f"cannot write report {out}: the folder is read-only")
 

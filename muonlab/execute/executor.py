@@ -1,6 +1,6 @@
 """What an executor is: it maps specs to records, in any order, as they come."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,9 @@ class Observation:
 
 
 class Executor(Protocol):
-    """Runs specs and yields their records; a run that crashes gives a record with outcome `failed`."""
+    """Runs specs and yields their records; a run that crashes gives a record with outcome `failed`.
 
-    def run(self, specs: Sequence[RunSpec], observation: Observation) -> Iterator[Record]: ...
+    Closing the generator ends the runs under way, after their checkpoints.
+    """
+
+    def run(self, specs: Sequence[RunSpec], observation: Observation) -> Generator[Record, None, None]: ...

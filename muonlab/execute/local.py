@@ -8,10 +8,11 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ __all__ = ["InlineExecutor", "LocalExecutor"]
 MAX_ATTEMPTS = 2
 PRELOAD = ["muonlab.train.loop", "torch._dynamo"]  # imported once in the fork server, not once per run
 REPORT_SECONDS = 0.5
-GRACE_SECONDS = 5.0  # for a child to write its checkpoint once its driver is gone
+GRACE_SECONDS = 5.0  # for a child to write its checkpoint once its driver is gone or stops
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class InlineExecutor:
     artifacts: Path | None = None
     checkpoint_seconds: float = 60.0
 
-    def run(self, specs: Sequence[RunSpec], observation: Observation) -> Iterator[Record]:
+    def run(self, specs: Sequence[RunSpec], observation: Observation) -> Generator[Record, None, None]:
         for spec in specs:
             yield _train(spec, observation.eval_steps, self.artifacts, self.checkpoint_seconds, observation.on_tokens)
 
@@ -57,7 +58,7 @@ class LocalExecutor:
         if self.workers < 1 or self.threads < 1:
             raise UsageError(f"workers and threads must be at least 1, got {self.workers} and {self.threads}")
 
-    def run(self, specs: Sequence[RunSpec], observation: Observation) -> Iterator[Record]:
+    def run(self, specs: Sequence[RunSpec], observation: Observation) -> Generator[Record, None, None]:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         waiting = deque((spec, 1) for spec in specs)
@@ -81,8 +82,7 @@ class LocalExecutor:
                     else:
                         yield child.failed()
         finally:
-            for child in children.values():
-                child.kill()
+            _stop(children.values())
 
     def _start(self, context: Any, spec: RunSpec, attempt: int, observation: Observation) -> "_Child":
         ours, theirs = context.Pipe()
@@ -92,6 +92,7 @@ class LocalExecutor:
             daemon=True,
         )
         with _without_main():
+            _start_server()
             process.start()
         theirs.close()
         return _Child(spec, attempt, process, ours)
@@ -128,16 +129,32 @@ class _Child:
         self.connection.close()
         self.process.join()
 
-    def kill(self) -> None:
-        self.connection.close()
-        self.process.kill()
-        self.process.join()
-
     def failed(self) -> Record:
         code = self.process.exitcode
         how = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
         return _failed(self.spec, f"the run's process was {how}{hint}, {self.attempt} times", self.attempt)
+
+
+def _stop(children: Collection[_Child]) -> None:
+    """Let the children write their checkpoints and end; kill those that do not."""
+    for child in children:
+        child.connection.close()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for child in children:
+        child.process.join(max(0.0, deadline - time.monotonic()))
+        if child.process.exitcode is None:
+            child.process.kill()
+            child.process.join()
+
+
+def _start_server() -> None:
+    """Start the fork server, unless it runs, deaf to the Ctrl-C that would end it while it imports torch."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _without_main:
@@ -173,7 +190,8 @@ def _child_main(
     def on_tokens(tokens: int) -> None:
         unsent[0] += tokens
         if time.monotonic() - unsent[1] > REPORT_SECONDS:
-            connection.send(("tokens", unsent[0]))
+            with suppress(OSError):  # the driver is gone: `stop` ends the run between two steps, after a checkpoint
+                connection.send(("tokens", unsent[0]))
             unsent[:] = [0, time.monotonic()]
 
     try:

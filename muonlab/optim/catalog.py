@@ -17,7 +17,17 @@ from muonlab.optim.rule import Hyperparameter, declarations
 from muonlab.optim.sgd import SGD
 from muonlab.roles import Role
 
-__all__ = ["build", "get", "hyperparameters", "names", "numerics_version", "polar_description", "settable", "space"]
+__all__ = [
+    "build",
+    "conventions",
+    "get",
+    "hyperparameters",
+    "names",
+    "numerics_version",
+    "polar_description",
+    "settable",
+    "space",
+]
 
 CATALOG: dict[str, type[Engine]] = {cls.rule.name: cls for cls in (AdamW, Muon, SGD)}
 
@@ -137,6 +147,20 @@ def polar_description(name: str, hyperparameters: Mapping[str, Any] | None = Non
     cls = get(name)
     arguments = _arguments(name, hyperparameters or {})
     return cls.rule(**{key: value for key, value in arguments.items() if not key.startswith("aux_")}).describe_polar()
+
+
+def conventions(name: str, hyperparameters: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """What must be said of an optimizer before its lr means anything: decay form, scale rule, polar factor.
+
+    >>> conventions("muon")
+    {'weight decay': 'decoupled', 'scale rule': 'original', 'polar factor': 'newton_schulz:jordan:5:bfloat16'}
+    """
+    rule = get(name).rule
+    found = {"weight decay": rule.decay}
+    if rule.is_matrix_rule():
+        scale = _arguments(name, hyperparameters or {}).get("adjust_lr_fn") or "original"
+        found |= {"scale rule": str(scale), "polar factor": polar_description(name, hyperparameters)}
+    return found
 
 
 def _arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

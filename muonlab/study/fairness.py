@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from muonlab.analyze import comparison as analysis
 from muonlab.analyze.findings import Check, Comparison
-from muonlab.analyze.significance import verdict
+from muonlab.analyze.significance import verdict, withheld
 from muonlab.records import Record
 from muonlab.records.evidence import Cell, Evidence
 
@@ -21,8 +21,11 @@ def conclude(evidence: Evidence, records: Records) -> Comparison:
     """The whole finding: analysis, checks, verdict."""
     finding = analysis.compare(evidence, records)
     checks = check(evidence, records, finding)
-    sentence = verdict(evidence.baseline, finding.contrasts, finding.speedup, checks)
-    return replace(finding, checks=checks, verdict=sentence)
+    contrasts = finding.contrasts
+    if withheld(checks):
+        contrasts = {name: replace(contrast, judgement="withheld") for name, contrast in contrasts.items()}
+    sentence = verdict(evidence.baseline, contrasts, finding.speedup, checks)
+    return replace(finding, contrasts=contrasts, checks=checks, verdict=sentence)
 
 
 def check(evidence: Evidence, records: Records, finding: Comparison) -> tuple[Check, ...]:

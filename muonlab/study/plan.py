@@ -30,6 +30,14 @@ class Plan:
     spaces: Mapping[str, Sequence[Hyperparameter]]
     rules: ComparisonRules
 
+    @property
+    def conventions(self) -> dict[str, dict[str, str]]:
+        """Per optimizer, what must be said before its learning rate means anything."""
+        return {
+            name: {**catalog.conventions(name, base.hyperparameters), "schedule": base.schedule.kind}
+            for name, base in self.bases.items()
+        }
+
     def price(self, *, final_runs: bool = True) -> "Price":
         """What it takes if no grid is extended and no seeds are added, and what it can take at most.
 

@@ -39,7 +39,7 @@ class Text:
     numerics_version: ClassVar[str] = "1"  # raise when the same options give other numbers
 
     seq_len: int = 64
-    eval_tokens: int | None = 32768  # evenly spread over the held-out split, at most; 0 or None = all of it
+    eval_tokens: int = 0  # at most, evenly spread over the held-out split; 0 = all of it
     vocab_size: int | None = None  # None = 256 for text, 50304 for token shards
     raw_bin: bool = False  # .bin files without a header hold uint16 tokens from their first byte
     width: int = DecoderConfig.width
@@ -57,8 +57,6 @@ class Text:
     def __post_init__(self) -> None:
         for name, least in (("seq_len", 1), ("eval_tokens", 0)):
             value = getattr(self, name)
-            if value is None and name == "eval_tokens":
-                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if not isinstance(self.raw_bin, bool):
@@ -109,7 +107,7 @@ class Text:
         counts = [max(0, len(shard.tokens) - 1) // self.seq_len for shard in self.corpus.heldout]
         which = np.repeat(np.arange(len(counts)), counts)
         offsets = np.concatenate([np.arange(count, dtype=np.int64) * self.seq_len for count in counts])
-        wanted = -(-(self.eval_tokens or 0) // self.seq_len)
+        wanted = -(-self.eval_tokens // self.seq_len)
         if 0 < wanted < len(offsets):
             chosen = np.arange(wanted) * len(offsets) // wanted
             which, offsets = which[chosen], offsets[chosen]

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ class Checkpoints:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             raise UsageError(f"cannot write checkpoint {path}: {error.strerror or error}") from error
         for old in self._paths()[:-KEEP]:
             old.unlink(missing_ok=True)
@@ -57,9 +59,12 @@ class Checkpoints:
                 content = path.read_bytes()
                 if hashlib.sha256(content[32:]).digest() == content[:32]:
                     return torch.load(io.BytesIO(content[32:]), weights_only=True)
-                warnings.warn(f"checkpoint {path} is damaged; using the one before it", stacklevel=2)
+                reason = "is damaged"
             except OSError as error:
-                warnings.warn(f"checkpoint {path} can't be read ({error.strerror}); passed over", stacklevel=2)
+                reason = f"can't be read ({error.strerror})"
+            except Exception as error:  # torch.load has many: the hash is right, so somebody else wrote it
+                reason = f"is none of ours ({type(error).__name__})"
+            warnings.warn(f"checkpoint {path} {reason}; using the one before it", stacklevel=2)
         return None
 
     def clear(self) -> None:

@@ -53,7 +53,7 @@ def train(
     task = task or tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
     run = _Run(spec, task)
     if checkpoints and (state := checkpoints.load()):
-        run.load_state_dict(state)
+        run.load_state_dict(state, eval_steps)
     saved = time.monotonic()
     while run.step < spec.num_steps and run.diverged_step is None:
         if should_stop():
@@ -62,7 +62,7 @@ def train(
             raise Interrupted
         run.advance()
         if run.step in eval_steps and run.diverged_step is None:
-            run.eval_curve.append((run.step, run.evaluate()))
+            run.observe()
         on_step(run.step)
         if checkpoints and time.monotonic() - saved > checkpoints.seconds and run.step < spec.num_steps:
             checkpoints.save(run.step, run.state_dict())
@@ -137,6 +137,12 @@ class _Run:
             total = total + loss.detach()
         return float(total)
 
+    def observe(self) -> None:
+        """Add a point to the held-out curve; an evaluation that draws random numbers must not change the run."""
+        before = rng_state(self.spec.device)
+        self.eval_curve.append((self.step, self.evaluate()))
+        restore_rng(before)
+
     def evaluate(self) -> float:
         """Mean loss over the held-out split, nats per token."""
         started = time.perf_counter()
@@ -195,9 +201,13 @@ class _Run:
             "seconds": [self.earlier_seconds + time.perf_counter() - self.started, self.eval_seconds],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], eval_steps: Collection[int] = ()) -> None:
+        """Go on from a checkpoint, unless it lies behind an evaluation that is asked for and was not taken."""
         if state["key"] != self.spec.key:
             raise UsageError("the checkpoint belongs to another run: remove it or choose another --artifacts folder")
+        taken = {step for step, _ in state["curves"][2]}
+        if any(step <= state["step"] and step not in taken for step in eval_steps):
+            return
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -237,7 +247,8 @@ def _to(batch: Any, device: str) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, tuple | list):
-        return type(batch)(_to(item, device) for item in batch)
+        items = [_to(item, device) for item in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     if isinstance(batch, dict):
         return {key: _to(value, device) for key, value in batch.items()}
     return batch

@@ -113,7 +113,8 @@ def _main(
     for name, value in environment.items():
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     sys.argv = ["muonlab", *arguments]
-    forkserver._forkserver.ensure_running = resource_tracker.ensure_running  # the server is up, it forked us
+    for server in (forkserver, forkserver._forkserver):
+        server.ensure_running = resource_tracker.ensure_running  # it is up: it forked us
     if lock_seconds is not None:
         from muonlab.records.store import Store
 

@@ -99,8 +99,6 @@ def test_evaluation_covers_the_held_out_split_once(tmp_path):
     assert sum(weight for _, weight in batches) == len(targets) == (100 - 1) // 8 * 8
     assert targets.tolist() == heldout(task.corpus)[1:97].tolist()
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batches, task.evaluation(), strict=True))
-    none = Text(**SMALL, data=(path,), eval_tokens=None)
-    assert sum(weight for _, weight in none.evaluation()) == 96
 
 
 def test_evaluation_takes_a_fixed_spread_sample():
