@@ -19,7 +19,7 @@ from muonlab.study.calibration import calibrate
 PLANTED = (1.0, 1.1, 1.4)
 # Standard deviations between seeds of (baseline, challenger), nats: two noisy optimizers, as AdamW against itself;
 # a noisy baseline and a quiet challenger, as AdamW and Muon; two quiet ones.
-NOISES = ((0.1, 0.1), (0.05, 0.015), (0.01, 0.01))
+NOISES = ((0.1, 0.1), (0.05, 0.03), (0.01, 0.01))
 
 
 def run(job: tuple[float, tuple[float, float], int]) -> dict[str, Any]:

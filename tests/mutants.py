@@ -61,7 +61,7 @@ MUTANTS = (
            "return 1.0", TRAIN),
     Mutant("memo forgets", "muonlab/execute/runner.py", "if key not in done", "if key not in ()", EXECUTE),
     Mutant("crash recorded as a result", "muonlab/execute/local.py", 'outcome="failed"', 'outcome="diverged"', EXECUTE),
-    Mutant("any gain is a gain", TRIALS, "self.mean >= max(num_errors * self.standard_error, threshold_nats)",
+    Mutant("any gain is a gain", TRIALS, "self.mean >= self.needed(num_errors, threshold_nats)",
            "self.mean > 0", STUDY),
     Mutant("diverged runs left out of the mean", TRIALS, 'record.final_loss if record.outcome == "ok"',
            'record.final_loss or 0.0 if record.outcome != "failed"', STUDY),

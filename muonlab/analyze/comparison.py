@@ -17,7 +17,7 @@ from muonlab.analyze.findings import (
     Speedup,
 )
 from muonlab.analyze.significance import Noise, contrast, judge, mean_interval, pooled_noise
-from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap_speedup, finite, fit_data_law
+from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap_speedup, finite, fit_data_law, shared_fraction
 from muonlab.records import Record
 from muonlab.records.evidence import Arm, Cell, Evidence, Trial
 
@@ -73,7 +73,10 @@ def _loss(record: Record) -> float | None:
 
 
 def _noise(arm: Arm, records: Records) -> Noise:
-    return pooled_noise([final_losses(cell, records) for cell in arm.cells])
+    """Pooled over horizons and the tuning runs of the chosen settings: other seeds, the same noise."""
+    chosen = {t.keys: t for cell in arm.cells for t in cell.tuning.trials if dict(t.settings) == dict(cell.tuning.best)}
+    tried = [[loss for loss in _trial_losses(trial, records) if loss is not None] for trial in chosen.values()]
+    return pooled_noise([*(final_losses(cell, records) for cell in arm.cells), *tried])
 
 
 def _optimizer(arm: Arm, horizon_tokens: int, noise: Noise, records: Records) -> OptimizerFinding:
@@ -164,14 +167,14 @@ def _speedup(
 def _bound(
     cells: Sequence[Cell], challenger: Sequence[Cell], means: Sequence[float], rate: float | None, records: Records
 ) -> Speedup:
-    """All of the challenger's horizons end below (above) all of the baseline's: only a bound can be given."""
-    shortest, longest = challenger[0], challenger[-1]
-    if np.mean(final_losses(shortest, records)) < min(means):
-        ratio = max(cell.horizon_tokens for cell in cells) / shortest.horizon_tokens
-        speedup = _with_wall(ratio, ratio, None, rate, "censored", shortest.horizon_tokens)
-        return replace(speedup, bound=">")
-    ratio = min(cell.horizon_tokens for cell in cells) / longest.horizon_tokens
-    return replace(_with_wall(ratio, None, ratio, rate, "censored", longest.horizon_tokens), bound="<")
+    """Each of the challenger's horizons ends below (above) all of the baseline's: only a bound can be given."""
+    below = [cell.horizon_tokens for cell in challenger if np.mean(final_losses(cell, records)) < min(means)]
+    if below:
+        ratio = max(cell.horizon_tokens for cell in cells) / min(below)
+        return replace(_with_wall(ratio, ratio, None, rate, "censored", min(below)), bound=">")
+    longest = challenger[-1].horizon_tokens
+    ratio = min(cell.horizon_tokens for cell in cells) / longest
+    return replace(_with_wall(ratio, None, ratio, rate, "censored", longest), bound="<")
 
 
 def _with_wall(
@@ -205,17 +208,30 @@ def _arm_losses(cells: Sequence[Cell], noise: Noise, records: Records) -> ArmLos
         means=[float(np.mean(group)) for group in losses],
         num_seeds=[len(group) for group in losses],
         noise=noise,
-        selection=_selection(max((cell.tuning for cell in cells), key=lambda t: len(t.trials)), records),
+        selection=_selection(max(cells, key=lambda cell: len(cell.tuning.trials)), records),
+        shared=shared_fraction(np.array(losses)) if len({len(group) for group in losses}) == 1 else 0.0,
     )
 
 
-def _selection(tuning, records: Records) -> Selection:
+def _selection(cell: Cell, records: Records) -> Selection:
+    tuning = cell.tuning
     finished = [(trial, _trial_losses(trial, records)) for trial in tuning.trials]
     finished = [(trial, losses) for trial, losses in finished if losses and None not in losses]
     finished.sort(key=lambda item: any(item[0].settings[name] != tuning.best[name] for name in item[0].settings))
     return Selection(
-        means=[float(np.mean(losses)) for _, losses in finished], num_seeds=[len(losses) for _, losses in finished]
+        means=[float(np.mean(losses)) for _, losses in finished],
+        num_seeds=[len(losses) for _, losses in finished],
+        curvatures=[_curvature(s) for s in _slices(tuning.optimizer, cell, records)],
     )
+
+
+def _curvature(line: Slice) -> float:
+    """Mean rise of the loss one grid step to either side of the chosen value; 0 where a side is missing."""
+    at = next((i for i, point in enumerate(line.points) if point.value == line.chosen), 0)
+    around = [point.mean for point in line.points[max(0, at - 1) : at + 2]]
+    if len(around) < 3 or None in around:
+        return 0.0
+    return max(0.0, (around[0] + around[2]) / 2 - around[1])
 
 
 def _trial_losses(trial: Trial, records: Records) -> list[float | None]:

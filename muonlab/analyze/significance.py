@@ -9,7 +9,17 @@ from scipy import stats
 
 from muonlab.analyze.findings import Check, Contrast, Judgement, Speedup
 
-__all__ = ["LEVEL", "Noise", "contrast", "judge", "mean_interval", "pooled_noise", "verdict", "withheld"]
+__all__ = [
+    "LEVEL",
+    "Noise",
+    "contrast",
+    "judge",
+    "mean_interval",
+    "pooled_noise",
+    "student_errors",
+    "verdict",
+    "withheld",
+]
 
 LEVEL = 0.95
 POWER = 0.8
@@ -33,6 +43,15 @@ def pooled_noise(groups: Sequence[Sequence[float]]) -> Noise:
     degrees = sum(len(group) - 1 for group in groups if len(group) > 1)
     squares = sum(float(np.var(group)) * len(group) for group in groups if len(group) > 1)
     return Noise(squares / degrees if degrees else math.nan, degrees)
+
+
+def student_errors(num_errors: float, degrees: int) -> float:
+    """How many estimated standard errors are as rare a gain as `num_errors` known ones, one-sided.
+
+    >>> [round(student_errors(3.0, degrees), 2) for degrees in (4, 12, 1000)]
+    [6.62, 3.76, 3.01]
+    """
+    return float(stats.t.isf(stats.norm.sf(num_errors), degrees)) if degrees > 0 else math.inf
 
 
 def mean_interval(losses: Sequence[float], noise: Noise) -> tuple[float | None, float | None]:
@@ -106,8 +125,9 @@ def _sentence(name: str, baseline: str, test: Contrast, speedup: Speedup) -> str
         able = "" if test.resolvable_nats is None else f"; {test.resolvable_nats:.3f} could have been resolved"
         return f"No difference between {name} and {baseline} was resolved ({found}{able})."
     side = "lower" if test.judgement == "better" else "higher"
+    wall = "" if speedup.wall is None else f" and {speedup.bound}{speedup.wall:.2f}x in wall-clock"
     return (
-        f"{name} is {test.judgement} than tuned {baseline}: {speedup_text(speedup)} in tokens, "
+        f"{name} is {test.judgement} than tuned {baseline}: {speedup_text(speedup)} in tokens{wall}, "
         f"final loss {side} by {abs(test.difference_nats or 0.0):.3f} nats."
     )
 

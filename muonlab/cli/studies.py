@@ -190,7 +190,7 @@ def _compare(values: dict[str, Any], laboratory: Laboratory, out: Path, json: bo
         records = store.get(evidence.keys())
         if not store.read_only:
             store.save_study(config.key, "comparison", config.task, asked, evidence.to_dict())
-        created = store.study(config.key).created
+        created = next((row.created for row in store.studies() if row.key == config.key), "")
     finding = conclude(evidence, records)
     _show_comparison(finding, outcome.num_executed, out, created, command, json)
     if outcome.num_failed:
@@ -298,8 +298,10 @@ def _values(
 
     values = load_config(config) if config else {}
     values |= {name: value for name, value in flags.items() if value is not None}
-    if "baseline" not in values and values.get("optimizers"):
+    if "baseline" not in values and isinstance(values.get("optimizers"), list | tuple) and values["optimizers"]:
         values["baseline"] = values["optimizers"][0]
+    if not isinstance(values.get("settings", {}), dict):
+        raise UsageError(f"settings: must be a table of dotted names, got {values['settings']!r}")
     merged = flattened(values.get("settings", {}))
     if precision:
         merged["precision"] = precision

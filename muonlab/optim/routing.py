@@ -132,11 +132,14 @@ def _output_layer(model: nn.Module) -> tuple[int, str] | None:
 
 
 def _in_block(model: nn.Module, path: str) -> bool:
-    """Whether a module lies inside one that occurs repeatedly, such as a transformer block."""
+    """Whether a module lies inside a block: one that occurs repeatedly, or that is an element of a ModuleList."""
     kinds = [type(module) for module in model.modules()]
     parts = path.split(".")
-    ancestors = [model.get_submodule(".".join(parts[:i])) for i in range(1, len(parts))]
-    return any(not isinstance(module, CONTAINERS) and kinds.count(type(module)) > 1 for module in ancestors)
+    chain = [model, *(model.get_submodule(".".join(parts[:i])) for i in range(1, len(parts)))]
+    return any(
+        not isinstance(module, CONTAINERS) and (kinds.count(type(module)) > 1 or isinstance(parent, nn.ModuleList))
+        for parent, module in zip(chain, chain[1:], strict=False)
+    )
 
 
 def _judge(

@@ -1,5 +1,6 @@
 """The fair comparison: tune every optimizer by the same rules, then compare final losses on fresh seeds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,8 @@ class ComparisonRules:
             raise UsageError("a comparison needs at least 2 final seeds (--seeds), better 5")
         if len(set(self.horizon_ratios)) < 3 or 1.0 not in self.horizon_ratios:
             raise UsageError("horizon_ratios needs at least three horizons, 1 among them")
+        if not all(0.0 < ratio < math.inf for ratio in self.horizon_ratios):
+            raise UsageError(f"horizon_ratios must be positive, got {min(self.horizon_ratios):g}")
 
 
 def compare(
@@ -55,10 +58,13 @@ def compare(
     Source   Wen et al. 2025 for the speedup by an inverted data law; the bracketing of step 3 is ours
     """
     (horizon,) = {base.horizon_tokens for base in bases.values()}
+    horizons = sorted({_at_ratio(bases, ratio) for ratio in rules.horizon_ratios})
+    if len(horizons) < 3:
+        raise UsageError(f"horizon_ratios give the same whole number of batches: only {horizons} tokens are left")
     tunings = yield from gather({name: tune(base, spaces[name], rules.tuning) for name, base in bases.items()})
     study = _Study(bases, spaces, tunings, rules, horizon)
     wants = [(name, horizon) for name in bases if name != rules.baseline]
-    wants += [(rules.baseline, study.at_ratio(ratio)) for ratio in sorted(set(rules.horizon_ratios))]
+    wants += [(rules.baseline, h) for h in horizons]
     while wants:
         yield from study.run(wants)
         wants = study.outside()
@@ -75,6 +81,15 @@ def compare(
     )
 
 
+def _at_ratio(bases: Mapping[str, RunSpec], ratio: float) -> int:
+    """The horizon nearest to a multiple of that of the comparison, in whole batches of every optimizer."""
+    horizon = next(iter(bases.values())).horizon_tokens
+    if ratio == 1.0:
+        return horizon
+    batch = max(base.batch_tokens for base in bases.values())
+    return max(1, round(horizon * ratio / batch)) * batch
+
+
 class _Study:
     def __init__(
         self,
@@ -89,10 +104,6 @@ class _Study:
         self.cells: dict[tuple[str, int], Cell] = {}
         self.means: dict[tuple[str, int], float] = {}
 
-    def at_ratio(self, ratio: float) -> int:
-        batch = max(base.batch_tokens for base in self.bases.values())
-        return max(1, round(self.horizon_tokens * ratio / batch)) * batch
-
     def arm(self, name: str) -> Arm:
         cells = sorted((h, cell) for (n, h), cell in self.cells.items() if n == name)
         return Arm(name=name, cells=tuple(cell for _, cell in cells))
@@ -105,16 +116,16 @@ class _Study:
     def outside(self) -> list[tuple[str, int]]:
         """The runs that bracket what is not yet bracketed; none where it is, or where that would be too short."""
         baseline = {h: mean for (name, h), mean in self.means.items() if name == self.rules.baseline}
-        limit = max(self.at_ratio(SHORTEST_RATIO), 8 * max(base.batch_tokens for base in self.bases.values()))
+        limit = max(_at_ratio(self.bases, SHORTEST_RATIO), 8 * max(base.batch_tokens for base in self.bases.values()))
         wants: list[tuple[str, int]] = []
         for name in self.bases:
             ours = {h: mean for (n, h), mean in self.means.items() if n == name}
             if name == self.rules.baseline or not all(np.isfinite([*ours.values(), *baseline.values()])):
                 continue
             if ours[min(ours)] < min(baseline.values()):
-                wants.append((name, self.at_ratio(min(ours) / self.horizon_tokens / 2)))
+                wants.append((name, _at_ratio(self.bases, min(ours) / self.horizon_tokens / 2)))
             elif ours[max(ours)] > max(baseline.values()):
-                wants.append((self.rules.baseline, self.at_ratio(min(baseline) / self.horizon_tokens / 2)))
+                wants.append((self.rules.baseline, _at_ratio(self.bases, min(baseline) / self.horizon_tokens / 2)))
         return [want for want in dict.fromkeys(wants) if want[1] >= limit and want not in self.cells]
 
     def _cell(self, name: str, horizon_tokens: int) -> Protocol[tuple[Cell, float]]:

@@ -17,7 +17,7 @@ __all__ = ["ComparisonConfig", "load_config", "parse_setting", "validated"]
 class ComparisonConfig(BaseModel):
     """Everything that defines a comparison or a tuning. Where and how fast it runs is not part of it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     task: str = "text"
     data: tuple[str, ...] = ()
@@ -49,8 +49,9 @@ def validated(values: Mapping[str, Any]) -> ComparisonConfig:
     for name in values:
         if name not in ComparisonConfig.model_fields:
             raise unknown("key", name, ComparisonConfig.model_fields)
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     try:
-        config = ComparisonConfig(**values)
+        config = ComparisonConfig(**{**values, **lists})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -105,7 +106,5 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Value]
         if isinstance(value, Mapping):
             flat.update(flattened(value, f"{prefix}{name}."))
         else:
-            flat[f"{prefix}{name}"] = (
-                tuple(value) if isinstance(value, list | tuple) else value
-            )
+            flat[f"{prefix}{name}"] = tuple(value) if isinstance(value, list | tuple) else value
     return flat

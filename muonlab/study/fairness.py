@@ -51,8 +51,8 @@ def _complete(evidence: Evidence, records: Records, finding: Comparison) -> Chec
 def _same_conditions(evidence: Evidence, records: Records, finding: Comparison) -> Check:
     specs = [records[key].spec for _, cell in _cells(evidence) for key in cell.keys]
     differ = [name for name in SAME if len({str(getattr(spec, name)) for spec in specs}) > 1]
-    seeds = {name: {records[k].spec.seed for k in cell.keys} for name, cell in _cells(evidence)}
-    if len({frozenset(s) for s in seeds.values()}) > 1:
+    seeds = {frozenset(records[k].spec.seed for k in cell.keys) for _, cell in _cells(evidence)}
+    if len(seeds) > 1:
         differ.append("seed")
     detail = f"differ in {', '.join(differ)}" if differ else "same model, data, data order per seed, precision, device"
     return Check(name="same_conditions", ok=not differ, detail=detail)

@@ -11,10 +11,10 @@ from muonlab.optim import catalog
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec, Schedule
 from muonlab.records.spec import Value
-from muonlab.study.compare import ComparisonRules
+from muonlab.study.compare import SHORTEST_RATIO, ComparisonRules
 from muonlab.study.config import ComparisonConfig
 from muonlab.study.space import check_names, coordinates, settable, start
-from muonlab.study.tune import TuningRules
+from muonlab.study.tune import EXHAUSTIVE_GRID, TuningRules
 from muonlab.tasks import catalog as tasks
 
 __all__ = ["Plan", "base_specs", "plan_comparison"]
@@ -39,7 +39,7 @@ class Plan:
         }
 
     def price(self, *, final_runs: bool = True) -> "Price":
-        """What it takes if no grid is extended and no seeds are added, and what it can take at most.
+        """What it takes if no move is made, no grid extended and no seed added, and what it can take at most.
 
         Without `final_runs`: the tuning at the main horizon alone.
         """
@@ -50,16 +50,28 @@ class Plan:
         least = most = 0
         least_tokens = most_tokens = 0.0
         for name, space in self.spaces.items():
-            first = sum(len(h.grid) for h in space) - (len(space) - 1)
-            main = min(tuning.max_runs, first * tuning.first_seeds)
+            main = min(tuning.max_runs, _configurations(space) * tuning.first_seeds)
             others = [ratio for ratio in ratios if ratio != 1.0] if name == self.rules.baseline else []
             least += main + finals + len(others) * (3 * tuning.first_seeds + finals)
             least_tokens += (main + finals + sum(others) * (3 * tuning.first_seeds + finals)) * horizon
-            shorter = [0.5, 0.25] if final_runs else []  # what bracketing a much faster challenger may add
-            extra = others if name == self.rules.baseline else shorter
+            extra = others + (_halvings(min([1.0, *others])) if final_runs else [])
             most += (1 + len(extra)) * (tuning.max_runs + finals)
             most_tokens += (1 + sum(extra)) * (tuning.max_runs + finals) * horizon
         return Price(least, most, least_tokens, most_tokens)
+
+
+def _configurations(space: Sequence[Hyperparameter]) -> int:
+    """How many a first pass over the first coordinate and a round without a move try."""
+    sizes = [len({*h.grid, h.default}) for h in space]
+    return sizes[0] + sum(size - 1 if size <= EXHAUSTIVE_GRID else 2 for size in sizes[1:])
+
+
+def _halvings(ratio: float) -> list[float]:
+    """The shorter horizons that bracketing may add to an optimizer whose shortest is `ratio`."""
+    shorter = []
+    while (ratio := ratio / 2) >= SHORTEST_RATIO:
+        shorter.append(ratio)
+    return shorter
 
 
 @dataclass(frozen=True)
@@ -129,6 +141,7 @@ def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
             torch=version("torch"),
         ).set(others)
         _check_batch(specs[name], task)
+        specs[name] = specs[name].set({"horizon_tokens": specs[name].num_steps * specs[name].batch_tokens})
     return specs
 
 

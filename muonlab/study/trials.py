@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from muonlab.analyze.significance import Noise, student_errors
 from muonlab.records import Record, RunSpec
 from muonlab.records.evidence import Trial
 from muonlab.records.spec import Value, canonical_json
@@ -27,10 +28,18 @@ class Gain:
     mean: float
     standard_error: float
     num_seeds: int
+    degrees: int  # of freedom of the variance behind the standard error
+
+    def needed(self, num_errors: float, threshold_nats: float) -> float:
+        """The mean from which on it is a gain beyond doubt: above the noise and above what is worth having.
+
+        `num_errors` is for a noise that is known; while it is estimated from a few runs, it takes more.
+        """
+        noise = student_errors(num_errors, self.degrees) * self.standard_error if self.standard_error else 0.0
+        return max(noise, threshold_nats)
 
     def resolved(self, num_errors: float, threshold_nats: float) -> bool:
-        """Whether it is a gain beyond doubt: above the noise and above what is worth having."""
-        return self.mean >= max(num_errors * self.standard_error, threshold_nats)
+        return self.mean >= self.needed(num_errors, threshold_nats)
 
 
 class TrialBook:
@@ -90,20 +99,24 @@ class TrialBook:
         """
         a, b = self._losses[canonical_json(old)], self._losses[canonical_json(new)]
         shared = [seed for seed in a if seed in b]
-        difference = np.array([a[s] for s in shared]) - np.array([b[s] for s in shared])
-        if not np.all(np.isfinite(difference)):
-            better = all(math.isfinite(b[s]) for s in shared) and any(math.isinf(a[s]) for s in shared)
-            return Gain(math.inf if better else -math.inf, 0.0, len(shared))
-        variance = self.noise_variance(old, new)
-        return Gain(float(difference.mean()), math.sqrt(2.0 * variance / len(shared)), len(shared))
+        if any(math.isinf(b[s]) for s in shared):
+            return Gain(-math.inf, 0.0, len(shared), 0)
+        if any(math.isinf(a[s]) for s in shared):
+            return Gain(math.inf, 0.0, len(shared), 0)
+        difference = float(np.mean([a[s] - b[s] for s in shared]))
+        noise = self.noise(old, new)
+        return Gain(difference, math.sqrt(2.0 * noise.variance / len(shared)), len(shared), noise.degrees)
 
-    def noise_variance(self, *always: Settings) -> float:
-        """Variance of one run's loss around its configuration and seed, in nats squared; inf if it can't be told."""
+    def noise(self, *always: Settings) -> Noise:
+        """Variance of one run's loss around its configuration and seed; infinite if it can't be told.
+
+        Estimated on the better half of all configurations, since bad ones are noisier, and on those in `always`.
+        """
         finite = [n for n, by_seed in self._losses.items() if all(map(math.isfinite, by_seed.values()))]
         finite.sort(key=lambda name: float(np.mean(list(self._losses[name].values()))))
         kept = dict.fromkeys(finite[: max(2, (len(finite) + 1) // 2)])
         kept.update(dict.fromkeys(n for n in map(canonical_json, always) if n in finite))
-        return _residual_variance([self._losses[name] for name in kept])
+        return _residual_noise([self._losses[name] for name in kept])
 
     def trials(self) -> tuple[Trial, ...]:
         return tuple(
@@ -115,11 +128,11 @@ def _loss(record: Record) -> float:
     return record.final_loss if record.outcome == "ok" and record.final_loss is not None else math.inf
 
 
-def _residual_variance(rows: Sequence[Mapping[int, float]]) -> float:
+def _residual_noise(rows: Sequence[Mapping[int, float]]) -> Noise:
     """Residual variance of the additive two-way model loss ~ row + seed, rows of unequal length allowed."""
     cells = [(i, seed, loss) for i, row in enumerate(rows) if len(row) > 1 for seed, loss in row.items()]
     if not cells:
-        return math.inf
+        return Noise(math.inf, 0)
     row_of = {i: k for k, i in enumerate(dict.fromkeys(i for i, _, _ in cells))}
     seed_of = {s: k for k, s in enumerate(dict.fromkeys(s for _, s, _ in cells))}
     num_rows, num_seeds = len(row_of), len(seed_of)
@@ -130,4 +143,4 @@ def _residual_variance(rows: Sequence[Mapping[int, float]]) -> float:
     solution, _, rank, _ = np.linalg.lstsq(design, losses, rcond=None)
     degrees = len(cells) - int(rank)
     residuals = losses - design @ solution
-    return float(residuals @ residuals) / degrees if degrees > 0 else math.inf
+    return Noise(float(residuals @ residuals) / degrees if degrees else math.inf, degrees)

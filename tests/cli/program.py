@@ -1,8 +1,8 @@
 """Running the program without paying for its imports: each call is a process of its own, forked from a warm server.
 
 What a call sees is what a user's shell would give it: its own arguments, folder, environment, stdin, stdout and stderr.
-The server that the program starts for its runs is the warm one too, whence the only difference: what a run's own
-process writes to stderr is not in `err`.
+The server that the program starts for its runs is the warm one too, whence the only difference: what the process of a
+run writes to stderr is not in `err`. The locale is the one that this interpreter started with.
 """
 
 import json
@@ -11,16 +11,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, process, resource_tracker
 from pathlib import Path
 from typing import Any
 
-from muonlab.execute.local import PRELOAD
+from muonlab.execute.local import PRELOAD, _without_main
 
-__all__ = ["Finished", "Program", "one_line"]
+__all__ = ["Call", "Finished", "Program", "one_line", "until"]
 
 IMPORTS = [
     *PRELOAD, "muonlab.cli.app", "muonlab.cli.progress", "muonlab.records.store", "muonlab.records.importers",
@@ -46,13 +45,12 @@ class Finished:
 
         return json.loads(self.out, parse_constant=refuse)
 
-
-def one_line(finished: Finished, code: int = 2) -> str:
-    """The message of a call that failed as a user's mistake should: one line, no traceback, nothing on stdout."""
-    assert finished.code == code, finished
-    assert finished.err.startswith("muonlab: ") and finished.err.count("\n") == 1, finished.err
-    assert finished.out == ""
-    return finished.err.removeprefix("muonlab: ").rstrip("\n")
+    def said(self, code: int = 2) -> str:
+        """The message of a failure that is no defect: one line, no traceback, nothing on stdout."""
+        assert self.code == code, self
+        assert self.err.startswith("muonlab: ") and self.err.count("\n") == 1, self.err
+        assert self.out == "", self.out
+        return self.err.removeprefix("muonlab: ").rstrip("\n")
 
 
 @dataclass(frozen=True)
@@ -69,14 +67,16 @@ class Call:
     def wait(self, seconds: float = 120) -> Finished:
         self.process.join(seconds)
         assert self.process.exitcode is not None, "still running"
-        return Finished(self.process.exitcode, *(p.read_text(errors="replace") for p in (self.out, self.err)))
+        texts = [path.read_text(errors="replace") if path.is_file() else "" for path in (self.out, self.err)]
+        return Finished(self.process.exitcode, *texts)
 
 
 class Program:
     """`muonlab` in a folder."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        self.folder, self.settings, self.num_calls = folder, settings, 0
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.logs, self.num_calls = folder, folder.with_name(f"{folder.name}-logs"), 0
+        self.logs.mkdir(exist_ok=True)
 
     def __call__(self, *arguments: str | Path, **settings: Any) -> Finished:
         return self.start(*arguments, **settings).wait()
@@ -85,30 +85,30 @@ class Program:
         self, *arguments: str | Path, environment: Mapping[str, str | None] | None = None, out: Path | None = None,
         **settings: Any,
     ) -> Call:  # fmt: skip
-        """Begin a call; `environment` changes variables, None removes one."""
+        """Begin a call; `environment` changes variables, None removes one; for `settings` see `_main`."""
         self.num_calls += 1
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTS)
-        logs = self.folder / f".call-{self.num_calls}"
-        files = out or logs.with_suffix(".out"), logs.with_suffix(".err")
+        log = self.logs / str(self.num_calls)
+        files = out or log.with_suffix(".out"), log.with_suffix(".err")
         child = context.Process(
             target=_main,
             args=([str(a) for a in arguments], self.folder, dict(environment or {}), files),
-            kwargs={**self.settings, **settings},
+            kwargs=settings,
         )
-        with _no_main():
+        with _without_main():
             child.start()
         return Call(child, *files)
 
 
 def _main(
     arguments: Sequence[str], folder: Path, environment: Mapping[str, str | None], files: Sequence[Path],
-    user: int | None = None, file_bytes: int | None = None, lock_seconds: float | None = None,
+    file_bytes: int | None = None, lock_seconds: float | None = None,
 ) -> None:  # fmt: skip
-    """The call itself, in its process. `user` to run as, a limit on the size of files, a shorter wait for locks."""
+    """The call, in its own process; with a limit on the size of files, or a shorter wait for locks."""
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
-    process.ORIGINAL_DIR = str(folder)  # what a process that runs a spec takes for its folder
+    process.ORIGINAL_DIR = str(folder)  # where the processes of runs will be
     os.chdir(folder)
     for name, value in environment.items():
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})
@@ -123,28 +123,12 @@ def _main(
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    if user is not None:
-        os.setgid(user)
-        os.setuid(user)
     from muonlab.cli import main
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
 
 
-@contextmanager
-def _no_main() -> Iterator[None]:
-    """The test runner's main module is none of the program's business."""
-    main = sys.modules["__main__"]
-    saved = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        main.__dict__.update(saved)
-
-
-def until(condition: Any, seconds: float = 60, pause: float = 0.01) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60, pause: float = 0.005) -> Any:
     """Wait for a condition; its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

@@ -202,3 +202,10 @@ def test_explain_is_complete_and_gives_the_step_size() -> None:
     assert "as many outputs as an embedding has rows" in rows["out.weight"]
     assert "0.003 per element" in rows["gain"]
     assert "iterable of matrices" in muonlab.Muon([torch.ones(2, 2)]).explain()
+
+
+def test_a_single_block_has_no_output_layer():
+    """A one-layer model's last matrix is inside its block, though nothing repeats."""
+    model = nn.Transformer(16, 2, 1, 1, 32, batch_first=True)
+    routes = {found.name: found.role for found in route(model)}
+    assert routes["decoder.layers.0.linear2.weight"] is Role.HIDDEN
