@@ -18,6 +18,7 @@ from muonlab.analyze.findings import (
 )
 from muonlab.analyze.significance import Noise, contrast, judge, mean_interval, pooled_noise
 from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap_speedup, finite, fit_data_law, shared_fraction
+from muonlab.analyze.wallclock import Rate, cost_rate
 from muonlab.records import Record
 from muonlab.records.evidence import Arm, Cell, Evidence, Trial
 
@@ -38,10 +39,11 @@ def compare(evidence: Evidence, records: Records) -> Comparison:
     for name, arm in arms.items():
         if name == evidence.baseline:
             continue
-        speedups[name] = _speedup(arm, baseline, (noises[name], noises[evidence.baseline]), optimizers, records)
-        contrasts[name] = _contrast(arm, baseline, evidence, (noises[name], noises[evidence.baseline]), records)
+        pair = (noises[name], noises[evidence.baseline])
+        speedups[name] = _speedup(arm, baseline, pair, evidence.horizon_tokens, records)
+        contrasts[name] = _contrast(arm, baseline, evidence, pair, records)
         contrasts[name] = replace(contrasts[name], judgement=judge(contrasts[name], speedups[name]))
-    used = [records[key] for key in evidence.keys()]
+    used = [records[key] for key in evidence.record_keys()]
     return Comparison(
         verdict="",
         task=evidence.task,
@@ -141,7 +143,7 @@ def _speedup(
     arm: Arm,
     baseline: Arm,
     noises: tuple[Noise, Noise],
-    optimizers: Mapping[str, OptimizerFinding],
+    horizon_tokens: int,
     records: Records,
 ) -> Speedup:
     """At the challenger's longest horizon whose loss the baseline's horizons bracket; a bound if there is none."""
@@ -154,7 +156,7 @@ def _speedup(
         )  # fmt: skip
     means = [float(np.mean(final_losses(cell, records))) for cell in cells]
     inside = [c for c in challenger if min(means) <= np.mean(final_losses(c, records)) <= max(means)]
-    rate = _cost_ratio(optimizers[baseline.name], optimizers[arm.name], baseline, arm, records)
+    rate = cost_rate(baseline.cell(horizon_tokens), arm.cell(horizon_tokens), records)
     if not inside:
         return _bound(cells, challenger, means, rate, records)
     cell = inside[-1]
@@ -165,7 +167,7 @@ def _speedup(
 
 
 def _bound(
-    cells: Sequence[Cell], challenger: Sequence[Cell], means: Sequence[float], rate: float | None, records: Records
+    cells: Sequence[Cell], challenger: Sequence[Cell], means: Sequence[float], rate: Rate | None, records: Records
 ) -> Speedup:
     """Each of the challenger's horizons ends below (above) all of the baseline's: only a bound can be given."""
     below = [cell.horizon_tokens for cell in challenger if np.mean(final_losses(cell, records)) < min(means)]
@@ -178,27 +180,18 @@ def _bound(
 
 
 def _with_wall(
-    tokens: float | None, low: float | None, high: float | None, rate: float | None, flag: str, horizon_tokens: int
+    tokens: float | None, low: float | None, high: float | None, rate: Rate | None, flag: str, horizon_tokens: int
 ) -> Speedup:
-    wall, wall_low, wall_high = (None if rate is None or x is None else rate * x for x in (tokens, low, high))
+    wall = wall_low = wall_high = None
+    if rate is not None:
+        wall = None if tokens is None else tokens * rate.median
+        wall_low = None if low is None else low * rate.low
+        wall_high = None if high is None else high * rate.high
     flag = flag or ("" if tokens is not None else "undefined")
     return Speedup(
         tokens=tokens, low=low, high=high, wall=wall, wall_low=wall_low, wall_high=wall_high,
         flag=flag, horizon_tokens=horizon_tokens,
     )  # fmt: skip
-
-
-def _cost_ratio(
-    baseline: OptimizerFinding, challenger: OptimizerFinding, base_arm: Arm, arm: Arm, records: Records
-) -> float | None:
-    """Seconds per token of the baseline over those of the challenger; None where machines differ."""
-    runs = [records[key] for a in (base_arm, arm) for cell in a.cells for key in cell.keys]
-    if len({str(run.environment.get("machine")) for run in runs}) != 1:
-        return None
-    if baseline.step_seconds is None or not challenger.step_seconds:
-        return None
-    batch = [records[a.cells[-1].keys[0]].spec.batch_tokens for a in (base_arm, arm)]
-    return (baseline.step_seconds / batch[0]) / (challenger.step_seconds / batch[1])
 
 
 def _arm_losses(cells: Sequence[Cell], noise: Noise, records: Records) -> ArmLosses:

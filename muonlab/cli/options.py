@@ -26,9 +26,7 @@ Set = Annotated[
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="Study file; flags win over it.")]
 StoreUrl = Annotated[
     str,
-    typer.Option(
-        "--store", metavar="URL", envvar="MUONLAB_STORE", help="SQLite file or postgresql:// URL."
-    ),
+    typer.Option("--store", metavar="URL", envvar="MUONLAB_STORE", help="SQLite file or postgresql:// URL."),
 ]
 Artifacts = Annotated[Path, typer.Option("--artifacts", metavar="DIR", help="Folder for the checkpoints of long runs.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Runs at a time; 0 = one per core.", show_default=False)]

@@ -157,8 +157,8 @@ def report(
     with Store(store, read_only=True) as opened:
         saved = opened.study(study)
         evidence = Evidence.from_dict(saved.result)
-        records = opened.get(evidence.keys())
-    missing = set(evidence.keys()) - set(records)
+        records = opened.get(evidence.record_keys())
+    missing = set(evidence.record_keys()) - set(records)
     if missing:
         raise UsageError(f"{len(missing)} runs of study {saved.key[:12]} are no longer in {store}: run it again")
     finding = conclude(evidence, records)
@@ -187,7 +187,7 @@ def _compare(values: dict[str, Any], laboratory: Laboratory, out: Path, json: bo
     asked = {**config.model_dump(mode="json"), "conventions": plan.conventions, "command": command}
     evidence, outcome = laboratory.run(protocol(plan.bases, plan.spaces, plan.rules, asked), price.likely_tokens)
     with Store(laboratory.store_url) as store:
-        records = store.get(evidence.keys())
+        records = store.get(evidence.record_keys())
         if not store.read_only:
             store.save_study(config.key, "comparison", config.task, asked, evidence.to_dict())
         created = next((row.created for row in store.studies() if row.key == config.key), "")

@@ -51,7 +51,9 @@ class Runner:
         if not todo:
             return done
         if self.memory.read_only:
-            raise UsageError(f"the store is read-only and lacks {len(todo)} runs: name another, or a copy, with --store")
+            raise UsageError(
+                f"the store is read-only and lacks {len(todo)} runs: name another, or a copy, with --store"
+            )
         with closing(self.executor.run(todo, self.observation)) as records:
             for record in records:
                 self.memory.put(record, replace=record.key in known)

@@ -4,6 +4,7 @@ import fnmatch
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -138,7 +139,7 @@ def _in_block(model: nn.Module, path: str) -> bool:
     chain = [model, *(model.get_submodule(".".join(parts[:i])) for i in range(1, len(parts)))]
     return any(
         not isinstance(module, CONTAINERS) and (kinds.count(type(module)) > 1 or isinstance(parent, nn.ModuleList))
-        for parent, module in zip(chain, chain[1:], strict=False)
+        for parent, module in pairwise(chain)
     )
 
 

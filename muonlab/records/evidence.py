@@ -89,7 +89,7 @@ class Evidence:
     max_runs: int = 0  # cap on the tuning runs of each optimizer at each horizon
     config: Mapping[str, Any] = field(default_factory=dict)  # the study as the user asked for it
 
-    def keys(self) -> tuple[str, ...]:
+    def record_keys(self) -> tuple[str, ...]:
         """Every record that played a part, each once."""
         return tuple(dict.fromkeys(_keys(self.arms.values())))
 

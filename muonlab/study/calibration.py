@@ -126,8 +126,8 @@ def calibrate(planted: float, num_studies: int, *, noises: tuple[float, float], 
         num_studies=num_studies,
         baseline=Response(noise=noises[0]),
         challenger=Response(noise=noises[1], speed=planted),
-        median_speedup=float(np.median([o["speedup"] for o in held])),
-        median_width=float(np.median([o["width"] for o in held])),
+        median_speedup=float(np.median([o["speedup"] for o in held] or [math.nan])),
+        median_width=float(np.median([o["width"] for o in held] or [math.nan])),
         mean_runs=float(np.mean([o["runs"] for o in outcomes])),
         standard_errors={
             name: math.sqrt(max(r * (1 - r), 0.0) / (len(held) if name == "coverage" else num_studies))

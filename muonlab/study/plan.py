@@ -94,6 +94,8 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
 
     Raises   UsageError for an unknown task, optimizer or key, a value out of range, data that can't be read
     """
+    if "seed" in config.settings:
+        raise UsageError("a comparison runs several seeds: name the first with --seed, not with --set seed")
     bases = base_specs(config)
     first = bases[config.optimizers[0]]
     check_names(config.optimizers, first, config.tune)

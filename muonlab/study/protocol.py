@@ -5,6 +5,7 @@ neither store nor executor nor terminal, so it is tested in milliseconds against
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import TypeVar
 
 from muonlab.records import Record, RunSpec
@@ -27,7 +28,10 @@ def drive(protocol: Protocol[Result], run: Callable[[Sequence[RunSpec]], Records
 
 
 def gather(protocols: Mapping[str, Protocol[Result]]) -> Protocol[dict[str, Result]]:
-    """Run several protocols in step, their requests merged into one batch, so that no worker waits for one of them."""
+    """Run several protocols in step, their requests merged into one batch, so that no worker waits for one of them.
+
+    The requests take turns in the batch: what disturbs the machine for a while disturbs all protocols alike.
+    """
     results: dict[str, Result] = {}
     wants: dict[str, Sequence[RunSpec]] = {}
     records: Records = {}
@@ -41,7 +45,8 @@ def gather(protocols: Mapping[str, Protocol[Result]]) -> Protocol[dict[str, Resu
                 results[name] = end.value
                 wants.pop(name, None)
         if wants:
-            records = yield list({spec.key: spec for specs in wants.values() for spec in specs}.values())
+            turns = chain.from_iterable(zip_longest(*wants.values()))
+            records = yield list({spec.key: spec for spec in turns if spec is not None}.values())
     return {name: results[name] for name in protocols}
 
 

@@ -59,7 +59,7 @@ def coordinates(optimizer: str, base: RunSpec, names: Sequence[str]) -> tuple[Hy
     """
     rule = [replace(h, default=base.hyperparameters.get(h.name, h.default)) for h in catalog.space(optimizer)]
     space = {h.name: h for h in (*rule, *trainer_space(base)) if h.grid}
-    chosen = list(space) if "all" in names else [name for name in names if name in space]
+    chosen = list(space) if "all" in names else [name for name in dict.fromkeys(names) if name in space]
     if "opt.lr" not in chosen:
         raise UsageError("--tune must name opt.lr: an optimizer whose learning rate is not tuned can't be compared")
     chosen.sort(key=lambda name: name != "opt.lr")

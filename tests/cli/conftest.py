@@ -1,6 +1,5 @@
 """The program in a fresh folder, and one small study that most tests look at."""
 
-import json
 import random
 import shutil
 import subprocess
@@ -136,7 +135,3 @@ def own(program: Program) -> str:
     """A task of the user's that prints wherever it can."""
     (program.folder / "own.py").write_text(OWN_TASK)
     return "own.py:Task"
-
-
-def as_json(finished: Finished) -> Any:
-    return json.loads(finished.out)

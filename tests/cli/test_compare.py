@@ -27,7 +27,7 @@ def test_the_documented_keys_are_there(study):
     assert document["optimizers"].keys() == {"adamw", "muon"} and document["speedup"].keys() == {"muon"}
     for name, found in document["optimizers"].items():
         assert found.keys() >= {"loss_mean", "loss_std", "num_seeds", "wall_seconds", "hyperparameters"}, name
-        assert 2.0 < found["loss_mean"] < 5.6 and found["loss_std"] >= 0 and found["num_seeds"] == 2
+        assert 0.5 < found["loss_mean"] < 5.6 and found["loss_std"] >= 0 and found["num_seeds"] == 2
         assert found["wall_seconds"] > 0 and found["hyperparameters"].keys() == {"opt.lr"}
     speedup = document["speedup"]["muon"]
     assert speedup.keys() >= {"tokens", "low", "high", "wall", "flag"}
@@ -80,8 +80,11 @@ def test_a_finished_study_is_shown_again_without_its_data(copied):
     shown = copied.program("report", "--json", "--out", "shown.html")
     assert shown.code == 0 and shown.json["runs_executed"] == 0
     assert numbers(shown.json) == numbers(copied.document)
-    first, again = ((copied.program.folder / name).read_text() for name in ("first.html", "shown.html"))
-    assert re.findall(r"<time>(.*?)</time>", first) == re.findall(r"<time>(.*?)</time>", again)
+    with Store(copied.program.folder / "muonlab.db", read_only=True) as store:
+        saved = store.study()
+    assert copied.program("report", saved.key[:8], "--out", "again.html").code == 0
+    first, again = ((copied.program.folder / name).read_text() for name in ("shown.html", "again.html"))
+    assert first == again and saved.created in first and "compare text --data text.txt" in first
 
 
 def test_a_study_that_lost_a_run_makes_it_again_and_only_that(copied):
@@ -112,13 +115,6 @@ def test_moved_data_and_a_moved_store_re_run_nothing(copied):
     assert again.json["runs_executed"] == 0
 
 
-def test_other_data_is_another_study(copied):
-    path = copied.program.folder / "text.txt"
-    path.write_text(path.read_text().replace("the", "teh", 1))
-    priced = copied.program(*copied.arguments, "--optimizers", "adamw,sgd", "--json")
-    assert priced.json["runs_executed"] == priced.json["num_runs"]
-
-
 def test_the_example_of_an_own_model_works(program):
     arguments = ("--config", "small.toml", "--tokens", "1024", "--batch-tokens", "64", "--set", "task.width=8")
     done = program("compare", f"{EXAMPLE}:Task", *arguments, "--json")
@@ -128,12 +124,6 @@ def test_the_example_of_an_own_model_works(program):
         assert {row.task for row in store.list()} == {"own_model:Task"}
     again = program("compare", f"{EXAMPLE}:Task", *arguments, "--json")
     assert again.json["runs_executed"] == 0
-
-
-def test_what_a_task_prints_is_not_taken_for_a_result(program, own):
-    done = program("compare", own, "--config", "small.toml", "--json")
-    assert done.code == 0 and done.json["runs_executed"] > 30  # stdout is JSON
-    assert "imported\n" in done.err and "made\n" in done.err
 
 
 def test_where_every_run_diverges_the_study_says_so(program, own):
@@ -152,7 +142,8 @@ def test_where_every_run_diverges_the_study_says_so(program, own):
 def test_failed_runs_are_exit_code_1_and_are_made_again(program, own):
     (program.folder / "0").write_text("error")  # seed 0 is a final seed
     done = program("compare", own, "--config", "small.toml", "--json")
-    assert done.code == 1 and done.json["verdict"]
+    assert done.code == 1 and done.json["verdict"]  # stdout is JSON, whatever the task prints
+    assert "imported\n" in done.err and "made\n" in done.err
     failed = program("runs", "list", "--outcome", "failed", "--json").json["runs"]
     assert len(failed) >= 4 and {row["seed"] for row in failed} == {0}
     shown = program("runs", "show", failed[0]["key"][:12])

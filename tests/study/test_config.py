@@ -1,0 +1,133 @@
+"""What a user may write in a config, and what is said about everything else."""
+
+import pytest
+
+from muonlab.errors import UsageError
+from muonlab.study.config import ComparisonConfig, flattened, load_config, parse_setting, validated
+
+
+def test_defaults():
+    config = validated({})
+    assert config == ComparisonConfig() and config.optimizers == ("adamw", "muon")
+    assert config.tune == ("opt.lr", "opt.weight_decay") and config.horizon_ratios == (0.5, 1.0, 2.0)
+
+
+def test_lists_and_tuples_are_the_same():
+    values = {"optimizers": ["sgd", "muon"], "baseline": "sgd", "horizon_ratios": [0.25, 1, 4]}
+    assert validated(values) == validated({name: v if name == "baseline" else tuple(v) for name, v in values.items()})
+    assert validated(values).horizon_ratios == (0.25, 1.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimisers": ["adamw"]}, "unknown key 'optimisers': did you mean 'optimizers'?"),
+        ({"max_run": 3}, "unknown key 'max_run': did you mean 'max_runs'?"),
+        ({"horizon_tokens": -1}, "horizon_tokens: input should be greater than or equal to 1, got -1"),
+        ({"horizon_tokens": "1000"}, "horizon_tokens: input should be a valid integer, got '1000'"),
+        ({"horizon_tokens": True}, "horizon_tokens: input should be a valid integer, got True"),
+        ({"batch_tokens": 1e3}, "batch_tokens: input should be a valid integer, got 1000.0"),
+        ({"horizon_ratios": [0.5, 1.0, float("nan")]}, "horizon_ratios.2: input should be a finite number, got nan"),
+        ({"horizon_ratios": [0.5, 1.0, float("inf")]}, "horizon_ratios.2: input should be a finite number, got inf"),
+        ({"horizon_ratios": [0.5, "1.0", 2.0]}, "horizon_ratios.1: input should be a valid number, got '1.0'"),
+        ({"optimizers": "adamw"}, "optimizers: input should be a valid tuple, got 'adamw'"),
+        ({"optimizers": []}, "optimizers: tuple should have at least 1 item"),
+        ({"optimizers": ["muon"]}, "the baseline 'adamw' must be one of --optimizers muon"),
+        ({"optimizers": ["adamw", "muon", "adamw"]}, "optimizer 'adamw' is named twice"),
+        ({"num_seeds": 1}, "num_seeds: input should be greater than or equal to 2, got 1"),
+        ({"num_seeds": 101}, "num_seeds: input should be less than or equal to 100, got 101"),
+        ({"first_seed": -3}, "first_seed: input should be greater than or equal to 0, got -3"),
+        ({"tuning_seeds": 9}, "tuning_seeds must not exceed max_tuning_seeds"),
+        ({"max_runs": 0}, "max_runs: input should be greater than or equal to 1, got 0"),
+        ({"settings": ["opt.lr"]}, "settings: input should be a valid dictionary"),
+        ({"task": 3}, "task: input should be a valid string, got 3"),
+    ],
+)
+def test_the_first_value_at_fault_is_named_in_one_line(values, message):
+    with pytest.raises(UsageError) as error:
+        validated(values)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_config_can_not_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        validated({}).max_runs = 3
+
+
+def test_the_key_of_a_study_depends_on_every_field():
+    changes = {
+        "task": "x.py:T", "data": ("a.txt",), "optimizers": ("adamw", "sgd"), "baseline": "muon", "horizon_tokens": 5,
+        "batch_tokens": 1, "tune": ("opt.lr",), "horizon_ratios": (0.5, 1.0, 3.0), "num_seeds": 6, "first_seed": 1,
+        "tuning_seeds": 4, "max_tuning_seeds": 9, "max_runs": 81, "device": "cuda", "settings": {"clip": 0.0},
+    }  # fmt: skip
+    assert set(changes) == set(ComparisonConfig.model_fields)
+    keys = {validated({name: value}).key for name, value in changes.items()}
+    assert len(keys) == len(changes) and validated({}).key not in keys
+    assert validated({}).key == validated({"max_runs": 80}).key
+
+
+def test_load_config_reads_toml(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_bytes(
+        "\ufeffoptimizers = ['adamw', 'muon']\r\nmax_runs = 40\r\n[settings.opt]\r\nlr = 1e-3\r\n".encode()
+    )
+    values = load_config(path)
+    assert values == {"optimizers": ["adamw", "muon"], "max_runs": 40, "settings": {"opt": {"lr": 1e-3}}}
+    assert validated({**values, "settings": flattened(values["settings"])}).settings == {"opt.lr": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"max_runs = 40\ntune = [,]\n", "line 2, column 9"),
+        (b"max_runs = 40\nmax_runs = 41\n", "line 2"),
+        (b"max_runs\n", "line 1, column 9"),
+        (b"task = '\xff'\n", "0xff"),
+        (b"\t[settings\n", "line 1"),
+    ],
+)
+def test_load_config_says_where_it_stumbled(tmp_path, content, message):
+    path = tmp_path / "study.toml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="cannot read config") as error:
+        load_config(path)
+    assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_load_config_of_no_file(tmp_path):
+    with pytest.raises(UsageError, match="No such file"):
+        load_config(tmp_path / "none.toml")
+    with pytest.raises(UsageError, match="directory"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("opt.lr=1e-3", "opt.lr", 0.001),
+        (" batch_tokens = 2048 ", "batch_tokens", 2048),
+        ("compile=true", "compile", True),
+        ("compile=True", "compile", "True"),  # not TOML: refused where the value is used
+        ("schedule.kind=wsd", "schedule.kind", "wsd"),
+        ("schedule.kind='wsd'", "schedule.kind", "wsd"),
+        ("task.x=[1, 2]", "task.x", [1, 2]),
+        ("task.path=a=b", "task.path", "a=b"),
+        ("opt.lr=-1", "opt.lr", -1),
+    ],
+)
+def test_parse_setting(text, name, value):
+    parsed = parse_setting(text)
+    assert parsed == (name, value) and type(parsed[1]) is type(value)
+
+
+@pytest.mark.parametrize("text", ["opt.lr", "=1", "opt.lr=", "", " = "])
+def test_a_setting_is_name_and_value(text):
+    with pytest.raises(UsageError, match="--set wants NAME=VALUE, got"):
+        parse_setting(text)
+
+
+def test_flattened():
+    nested = {"opt": {"lr": 0.1, "ns_coefficients": [1, 2, 3]}, "aux.lr_ratio": 0.3, "task": {"a": {"b": "x"}}, "e": {}}
+    assert flattened(nested) == {
+        "opt.lr": 0.1, "opt.ns_coefficients": (1, 2, 3), "aux.lr_ratio": 0.3, "task.a.b": "x",
+    }  # fmt: skip
