@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 __all__ = [
-    "Artifacts", "Compile", "Config", "Data", "Device", "DryRun", "Json", "NoProgress", "Out", "Set", "StoreUrl",
-    "Task", "Threads", "Workers",
+    "DEFAULT_ARTIFACTS", "DEFAULT_STORE", "Artifacts", "BatchTokens", "Compile", "Config", "Data", "Device", "DryRun",
+    "Json", "MaxRuns", "NoProgress", "Out", "Precision", "Set", "StoreUrl", "Task", "Threads", "Tokens", "Workers",
 ]  # fmt: skip
 
 DEFAULT_STORE = "muonlab.db"
+DEFAULT_ARTIFACTS = Path("muonlab-artifacts")
 
 Task = Annotated[
     str, typer.Argument(metavar="TASK", help="text, or a task of your own: path/to/file.py:Class or module:Class")
@@ -19,6 +20,19 @@ Data = Annotated[
     list[Path] | None,
     typer.Option("--data", metavar="PATH", help="Text file, folder of text files or .bin token shard; repeatable."),
 ]
+Tokens = Annotated[
+    int | None,
+    typer.Option("--tokens", min=1, help="Length of a run in tokens (in samples, if they have none).",
+                 show_default="1000000"),
+]  # fmt: skip
+BatchTokens = Annotated[
+    int | None, typer.Option("--batch-tokens", min=1, help="Tokens (or samples) per step.", show_default="4096")
+]
+MaxRuns = Annotated[
+    int | None,
+    typer.Option("--max-runs", min=1, help="Cap on tuning runs, per optimizer and horizon.", show_default="80"),
+]
+Precision = Annotated[str | None, typer.Option("--precision", help="fp32 or bf16 (autocast).", show_default="fp32")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Dotted setting for every run, e.g. task.width=64; repeatable."),

@@ -8,6 +8,7 @@ import typer
 
 from muonlab.cli import options as opt
 from muonlab.cli.laboratory import print_json
+from muonlab.cli.show import show_record
 from muonlab.errors import UsageError, unknown
 from muonlab.records.store import Store
 
@@ -50,14 +51,7 @@ def show(key: Key, store: opt.StoreUrl = opt.DEFAULT_STORE, json: opt.Json = Fal
     """Show one run."""
     with _existing(store) as opened:
         record = opened.find(key)
-    if json:
-        return print_json(record.to_dict())
-    from rich.console import Console
-
-    from muonlab.report.tables import record_table
-
-    for part in record_table(record):
-        Console().print(part)
+    show_record(record, json)
 
 
 @app.command("export")

@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # program.py, which pytest's importlib mode does not find
 
-from program import Finished, Program  # noqa: E402
+from program import Finished, Program
 
 TINY = {"task.width": 16, "task.depth": 1, "task.seq_len": 32, "task.eval_tokens": 2048}
 STUDY = """

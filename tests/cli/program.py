@@ -19,7 +19,7 @@ from typing import Any
 
 from muonlab.execute.local import PRELOAD, _without_main
 
-__all__ = ["Call", "Finished", "Program", "one_line", "until"]
+__all__ = ["Call", "Finished", "Program", "until"]
 
 IMPORTS = [
     *PRELOAD, "muonlab.cli.app", "muonlab.cli.progress", "muonlab.records.store", "muonlab.records.importers",

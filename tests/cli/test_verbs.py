@@ -32,7 +32,13 @@ print(json.dumps(found))
 
 def test_help_is_instant_and_complete():
     """No verb's help imports torch."""
-    asked = [["--help"], ["-h"], ["--version"], *([verb, "--help"] for verb in VERBS), *(["runs", v, "-h"] for v in RUNS)]
+    asked = [
+        ["--help"],
+        ["-h"],
+        ["--version"],
+        *([verb, "--help"] for verb in VERBS),
+        *(["runs", v, "-h"] for v in RUNS),
+    ]
     done = subprocess.run([sys.executable, "-c", HELP, json.dumps(asked)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     found = dict(zip(map(" ".join, asked), json.loads(done.stdout), strict=True))
@@ -75,7 +81,9 @@ def test_train_watches_without_changing_the_run(program, train):
 def test_train_takes_settings_and_they_win_over_flags(program, train):
     settings = {"opt.lr": "0.003", "seed": "7", "precision": "bf16", "schedule.kind": "wsd", "clip": "0.5"}
     words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    spec = program(*train, "--seed", "1", "--precision", "fp32", *words, "--set", "batch_tokens=256", "--json").json["spec"]
+    spec = program(*train, "--seed", "1", "--precision", "fp32", *words, "--set", "batch_tokens=256", "--json").json[
+        "spec"
+    ]
     assert (spec["seed"], spec["precision"], spec["clip"], spec["batch_tokens"]) == (7, "bf16", 0.5, 256)
     assert spec["hyperparameters"]["opt.lr"] == 0.003 and spec["schedule"] == {"kind": "wsd"}
 

@@ -100,7 +100,8 @@ def make_spec(source: Path) -> Callable[..., RunSpec]:
     def make(seed: int = 0, folder: Path | str = "", optimizer: str = "adamw", **values: Any) -> RunSpec:
         return RunSpec(
             task=info.name, source=info.source, numerics=info.numerics, task_options={"folder": str(folder)},
-            optimizer=optimizer, hyperparameters={"opt.lr": 0.01}, horizon_tokens=32, batch_tokens=4, seed=seed, **values,
+            optimizer=optimizer, hyperparameters={"opt.lr": 0.01}, horizon_tokens=32, batch_tokens=4, seed=seed,
+            **values,
         )  # fmt: skip
 
     return make

@@ -149,7 +149,9 @@ def test_a_run_that_does_not_end_by_itself_is_killed(make_spec, tmp_path, monkey
     monkeypatch.setattr(local, "GRACE_SECONDS", 0.3)  # the driver's; the child has five seconds
     (tmp_path / "1").write_text("hang")
     started = time.monotonic()
-    with closing(LocalExecutor(workers=2).run([make_spec(seed, tmp_path) for seed in (1, 0)], Observation())) as records:
+    with closing(
+        LocalExecutor(workers=2).run([make_spec(seed, tmp_path) for seed in (1, 0)], Observation())
+    ) as records:
         assert next(records).spec.seed == 0
     assert not multiprocessing.active_children() and time.monotonic() - started < 20
 

@@ -1,4 +1,4 @@
-"""Stopped and resumed is not interrupted at all: bit for bit, wherever it was stopped, and whatever befell the files."""
+"""Stopped and resumed is not interrupted at all: bit for bit, wherever it stopped, whatever befell the files."""
 
 import hashlib
 import io
@@ -119,7 +119,12 @@ def test_checkpoints_are_written_in_time_and_the_last_ones_kept(adamw, tmp_path)
           on_step=lambda step: found.append(sorted(path.name for path in folder.glob("*"))))  # fmt: skip
     assert found[0] == [] and found[-1] == ["step-000000006.pt", "step-000000007.pt"] and KEEP == 2
     assert not folder.exists()
-    train(spec, task=Noisy(), checkpoints=Checkpoints(folder, seconds=60.0), on_step=lambda s: found.append(folder.exists()))
+    train(
+        spec,
+        task=Noisy(),
+        checkpoints=Checkpoints(folder, seconds=60.0),
+        on_step=lambda s: found.append(folder.exists()),
+    )
     assert not any(found[NUM_STEPS:])  # a short run writes none
 
 

@@ -274,7 +274,9 @@ def test_a_task_that_says_nothing_of_flops_and_roles_gets_estimates(make_spec):
 
 def test_a_long_curve_is_averaged_down(make_spec):
     num_steps = 2 * CURVE_POINTS + 10
-    record = train(make_spec(num_steps, schedule=Schedule(kind="constant", warmup_fraction=0), **PLAIN_SGD), task=Slope())
+    record = train(
+        make_spec(num_steps, schedule=Schedule(kind="constant", warmup_fraction=0), **PLAIN_SGD), task=Slope()
+    )
     assert len(record.train_steps) == len(record.train_loss) <= CURVE_POINTS
     assert record.train_steps[-1] == num_steps and record.train_steps[:2] == (3, 6)
     assert record.train_loss[0] == pytest.approx(-0.01) and record.train_loss[1] == pytest.approx(-0.04)

@@ -1,0 +1,107 @@
+"""Showing what a study gave: a table or JSON on stdout, a page in a file."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from muonlab.cli.laboratory import print_json, users_code
+from muonlab.errors import UsageError
+
+__all__ = ["show_comparison", "show_price", "show_record", "show_tuning"]
+
+RUN_SECONDS = 0.1  # a run's process and the reading of its data, beside the training (benchmarks/overhead.py)
+
+
+def _print(parts: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for part in parts:
+        console.print(part)
+
+
+def show_record(record: Any, json: bool, **more: Any) -> None:
+    from muonlab.report.tables import record_table
+
+    if json:
+        return print_json({**record.to_dict(), **more})
+    _print(record_table(record))
+
+
+def show_comparison(finding: Any, executed: int, out: Path, created: str, command: str, json: bool) -> None:
+    from muonlab.report import page
+
+    page.write(out, page.render(finding, created=created, command=command))
+    if json:
+        return print_json(_summary(finding, executed, out))
+    from muonlab.report.tables import comparison_table
+
+    _print(comparison_table(finding))
+    print(f"\n{executed} runs executed. Report: {out}")
+
+
+def _summary(finding: Any, executed: int, out: Path) -> dict[str, Any]:
+    """The documented keys of `--json`, from the finding's fields alone."""
+    optimizers = {
+        name: {
+            key: getattr(f, key)
+            for key in ("loss_mean", "loss_std", "num_seeds", "num_diverged", "wall_seconds", "hyperparameters",
+                        "tuning_runs", "tuning_tokens", "converged")
+        }
+        for name, f in finding.optimizers.items()
+    }  # fmt: skip
+    document = finding.to_dict()
+    return {
+        "verdict": finding.verdict,
+        "runs_executed": executed,
+        "report": str(out),
+        "optimizers": optimizers,
+        "speedup": document["speedup"],
+        "contrasts": document["contrasts"],
+        "checks": document["checks"],
+        "num_runs": finding.num_runs,
+        "total_tokens": finding.total_tokens,
+    }
+
+
+def show_tuning(result: Any, records: Any, json: bool) -> None:
+    chosen = next(trial for trial in result.trials if dict(trial.settings) == dict(result.best))
+    losses = [records[key].final_loss for key in chosen.keys]
+    loss = sum(losses) / len(losses) if losses and None not in losses else None
+    if json:
+        moves = [asdict(move) for move in result.moves]
+        return print_json(
+            {"best": dict(result.best), "loss": loss, "num_runs": result.num_runs, "tokens": result.tokens,
+             "converged": result.converged, "edges": list(result.edges), "trajectory": moves}
+        )  # fmt: skip
+    from muonlab.report.tables import tuning_table
+
+    _print(tuning_table(result, loss))
+
+
+def show_price(plan: Any, price: Any, workers: int, json: bool) -> None:
+    from muonlab.study.plan import measure_throughput
+
+    num_workers = workers or os.cpu_count() or 1
+    try:
+        with users_code():
+            rate = measure_throughput(plan) * num_workers
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"a trial of a few steps failed: {type(error).__name__}: {error}") from error
+    document = {
+        "runs": {"least": price.least_runs, "most": price.most_runs},
+        "tokens": {"least": int(price.least_tokens), "most": int(price.most_tokens)},
+        "seconds": {
+            "least": round(price.least_tokens / rate + price.least_runs * RUN_SECONDS / num_workers),
+            "most": round(price.most_tokens / rate + price.most_runs * RUN_SECONDS / num_workers),
+        },
+        "workers": num_workers,
+    }
+    if json:
+        return print_json(document)
+    for name, unit in (("runs", ""), ("tokens", ""), ("seconds", f" with {num_workers} workers")):
+        print(f"{name:8} {document[name]['least']:>14,} to at most {document[name]['most']:,}{unit}")
+    print("The first figure is a tuning without extended grids or added seeds; what the store already has is not run.")

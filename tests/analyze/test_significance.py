@@ -1,0 +1,195 @@
+"""Tests, intervals and who may say "better"."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from muonlab.analyze.findings import Check, Contrast, Speedup
+from muonlab.analyze.significance import (
+    WITHHOLDING,
+    Noise,
+    contrast,
+    judge,
+    mean_interval,
+    pooled_noise,
+    student_errors,
+    verdict,
+    withheld,
+)
+
+X = [2.31, 2.27, 2.40, 2.22, 2.35]
+Y = [2.52, 2.33, 2.61, 2.47, 2.70, 2.39, 2.58]
+
+
+def speedup(tokens=1.4, low=1.2, high=1.6, **changes) -> Speedup:
+    values = {"wall": None, "wall_low": None, "wall_high": None, "flag": "", "horizon_tokens": 1, **changes}
+    return Speedup(tokens=tokens, low=low, high=high, **values)
+
+
+def unpooled(x, y) -> Contrast:
+    return contrast(x, y, (pooled_noise([x]), pooled_noise([y])))
+
+
+def check(name: str, ok: bool = False) -> Check:
+    return Check(name=name, ok=ok, detail=f"why {name}")
+
+
+def test_pooled_noise_by_hand():
+    """(1, 2, 3): 2 over 2 degrees; (5, 7): 2 over 1; a single run has nothing to say."""
+    assert pooled_noise([[1.0, 2.0, 3.0], [5.0, 7.0], [9.0]]) == Noise(4 / 3, 3)
+    assert pooled_noise([X]).variance == pytest.approx(np.var(X, ddof=1)) and pooled_noise([X]).degrees == 4
+    empty = pooled_noise([[1.0], []])
+    assert math.isnan(empty.variance) and empty.degrees == 0
+
+
+def test_means_do_not_enter_the_noise():
+    assert pooled_noise([X, [y + 10 for y in X]]).variance == pytest.approx(pooled_noise([X]).variance)
+
+
+@pytest.mark.parametrize(("x", "y"), [(X, Y), (Y, X), (X[:2], Y[:3])])
+def test_unpooled_contrast_is_welchs_test(x, y):
+    found, scipy = unpooled(x, y), stats.ttest_ind(x, y, equal_var=False)
+    assert found.p_value == pytest.approx(scipy.pvalue, rel=1e-12)
+    assert found.difference_nats == pytest.approx(np.mean(x) - np.mean(y))
+    low, high = scipy.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
+
+
+def test_pooled_contrast_by_hand():
+    """Baseline variance 0.04 known to 12 degrees, challenger 0.01 to 4, five runs each."""
+    noises = (Noise(0.01, 4), Noise(0.04, 12))
+    x, y = [1.0] * 5, [1.3] * 5
+    found = contrast(x, y, noises)
+    error = math.sqrt(0.01 / 5 + 0.04 / 5)  # 0.1
+    degrees = 0.01**2 / (0.002**2 / 4 + 0.008**2 / 12)  # 15.8
+    quantile = stats.t.ppf(0.975, degrees)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(0.3 / error, degrees))
+    assert (found.low, found.high) == pytest.approx((-0.3 - quantile * error, -0.3 + quantile * error))
+    assert found.resolvable_nats == pytest.approx((quantile + stats.t.ppf(0.8, degrees)) * error)
+    assert found.judgement == "better"
+
+
+def test_contrast_is_antisymmetric():
+    one, two = unpooled(X, Y), unpooled(Y, X)
+    assert one.difference_nats == -two.difference_nats and one.p_value == two.p_value
+    assert (one.low, one.high) == pytest.approx((-two.high, -two.low))
+    assert (one.judgement, two.judgement) == ("better", "worse")
+
+
+def test_the_judgement_is_the_interval_excluding_zero():
+    rng = np.random.default_rng(0)
+    seen = set()
+    for shift in np.linspace(-0.3, 0.3, 61):
+        found = unpooled(list(rng.normal(shift, 0.1, 5)), list(rng.normal(0, 0.1, 5)))
+        seen.add(found.judgement)
+        assert (found.judgement == "better") == (found.high < 0) and (found.judgement == "worse") == (found.low > 0)
+        assert (found.p_value < 0.05) == (found.judgement != "unresolved")
+    assert seen == {"better", "worse", "unresolved"}
+
+
+def test_false_alarms_are_as_rare_as_promised():
+    """Equal means, unequal noise, variances pooled over horizons: 5 % of contrasts find a difference."""
+    rng, num, found = np.random.default_rng(1), 2000, 0
+    for _ in range(num):
+        base = [list(rng.normal(0, 0.1, 5)) for _ in range(3)]
+        ours = list(rng.normal(0, 0.02, 5))
+        found += contrast(ours, base[1], (pooled_noise([ours]), pooled_noise(base))).judgement != "unresolved"
+    assert found / num == pytest.approx(0.05, abs=0.01)  # two standard errors
+
+
+def test_the_resolvable_difference_is_found_four_times_out_of_five():
+    noise = Noise(0.01, 12)
+    able = contrast([0.0] * 5, [0.0] * 5, (noise, noise)).resolvable_nats
+    rng, num, found = np.random.default_rng(2), 1500, 0
+    for _ in range(num):
+        ours, base = ([list(rng.normal(m, 0.1, 5)) for _ in range(3)] for m in (0.0, able))
+        found += contrast(ours[1], base[1], (pooled_noise(ours), pooled_noise(base))).judgement == "better"
+    assert found / num == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(("x", "y"), [([1.0], Y), (X, [1.0]), ([], Y), (X, []), ([], [])])
+def test_one_seed_or_none_is_no_test(x, y):
+    found = unpooled(x, y)
+    assert found.judgement == "unresolved"
+    assert found.p_value is found.low is found.high is found.resolvable_nats is None
+    expected = np.mean(x) - np.mean(y) if x and y else None
+    assert found.difference_nats == (pytest.approx(expected) if x and y else None)
+
+
+def test_one_seed_with_noise_known_from_other_horizons_is_a_test():
+    found = contrast([1.0], [2.0], (Noise(0.01, 4), Noise(0.01, 4)))
+    assert found.judgement == "better" and found.p_value < 0.01
+
+
+def test_identical_losses():
+    same = unpooled([1.5] * 3, [1.5] * 3)
+    assert (same.difference_nats, same.p_value, same.judgement) == (0.0, 1.0, "unresolved")
+    assert (same.low, same.high) == (0.0, 0.0)
+    lower = unpooled([1.0] * 3, [1.5] * 3)
+    assert (lower.difference_nats, lower.p_value, lower.judgement) == (-0.5, 0.0, "better")
+
+
+def test_mean_interval():
+    low, high = mean_interval(X, pooled_noise([X]))
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 4, np.mean(X), stats.sem(X)))
+    assert mean_interval([1.0], Noise(math.nan, 0)) == mean_interval([], Noise(1.0, 5)) == (None, None)
+
+
+def test_student_errors():
+    assert student_errors(3.0, 10**9) == pytest.approx(3.0)
+    assert student_errors(1.96, 4) == pytest.approx(2.776, abs=1e-3) and math.isinf(student_errors(3.0, 0))
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "expected"),
+    [
+        (-0.2, 1.1, 1.6, "better"),
+        (-0.2, 0.99, 1.6, "unresolved"),  # losses differ, the speedup may be 1
+        (-0.2, None, None, "unresolved"),
+        (-0.2, 1.0, 1.6, "unresolved"),
+        (0.2, 0.5, 0.9, "worse"),
+        (0.2, 0.5, 1.01, "unresolved"),
+        (0.2, 0.5, None, "unresolved"),  # unbounded above
+        (0.2, 1.1, 1.6, "unresolved"),  # the two point opposite ways
+        (-0.2, 0.5, 0.9, "unresolved"),
+        (-0.001, 1.1, 1.6, "unresolved"),  # the interval excludes 1, the losses do not differ
+    ],
+)
+def test_better_takes_both_the_losses_and_the_interval(difference, low, high, expected):
+    noise = Noise(1e-4, 12)
+    test = contrast([1.0 + difference] * 5, [1.0] * 5, (noise, noise))
+    assert judge(test, speedup(low=low, high=high)) == expected
+
+
+def test_only_four_broken_rules_withhold_the_verdict():
+    assert set(WITHHOLDING) == {"interior", "fresh_seeds", "same_conditions", "complete"}
+    broken = [check("interior"), check("converged"), check("complete", ok=True), check("fresh_seeds")]
+    assert [c.name for c in withheld(broken)] == ["interior", "fresh_seeds"]
+    contrasts = {"b": unpooled(X, Y)}
+    text = verdict("a", contrasts, {"b": speedup()}, broken)
+    assert text == "Verdict withheld: interior: why interior; fresh_seeds: why fresh_seeds"
+    assert not verdict("a", contrasts, {"b": speedup()}, [check("converged")]).startswith("Verdict withheld")
+
+
+def test_the_sentence_of_every_result():
+    noise = Noise(1e-4, 12)
+    better, worse, equal = (contrast([1.0 + d] * 5, [1.0] * 5, (noise, noise)) for d in (-0.2, 0.2, -0.001))
+    slower = speedup(0.7, 0.6, 0.8)
+    bound = speedup(8.0, 8.0, None, flag="censored", bound=">")
+    assert verdict("a", {"b": better}, {"b": speedup()}, []) == (
+        "b is better than tuned a: 1.40x [1.20, 1.60] in tokens, final loss lower by 0.200 nats."
+    )
+    assert "b is worse than tuned a: 0.70x [0.60, 0.80] in tokens, final loss higher by 0.200 nats." == verdict(
+        "a", {"b": worse}, {"b": slower}, []
+    )
+    assert "> 8.00x (outside the baseline's horizons)" in verdict("a", {"b": better}, {"b": bound}, [])
+    able = f"{equal.resolvable_nats:.3f}"
+    assert verdict("a", {"b": equal}, {"b": speedup()}, []) == (
+        f"No difference between b and a was resolved (-0.001 nats; {able} could have been resolved)."
+    )
+    nothing = contrast([], [1.0], (noise, noise))
+    assert "(no final losses to compare)" in verdict("a", {"b": nothing}, {"b": speedup(None, None, None)}, [])
+    both = verdict("a", {"b": better, "c": worse}, {"b": speedup(), "c": slower}, [])
+    assert both.startswith("b is better") and "c is worse" in both
