@@ -57,9 +57,8 @@ def imports(tree):
             assert node.level == 0, "relative import"
             for alias in node.names:
                 yield node.module, alias.name, id(node) in at_once
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            if getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__"):
-                yield node.args[0].value, "", id(node) in at_once
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            yield from ((arg.value, "", id(node) in at_once) for arg in node.args[:1] if isinstance(arg, ast.Constant))
 
 
 def _outside_functions(node):

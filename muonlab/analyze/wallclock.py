@@ -28,6 +28,7 @@ def cost_rate(baseline: Cell, challenger: Cell, records: Mapping[str, Record]) -
     machines = {str(run.environment.get("machine")) for group in runs for run in group}
     if len(machines) != 1 or not all(run.step_seconds for group in runs for run in group):
         return None
-    costs = [[run.step_seconds / run.spec.batch_tokens for run in group if run.step_seconds] for group in runs]
-    ratios = [theirs / ours for theirs, ours in zip(*costs, strict=True)]
-    return Rate(median(costs[0]) / median(costs[1]), min(ratios), max(ratios))
+    theirs, ours = ({run.spec.seed: (run.step_seconds or 0.0) / run.spec.batch_tokens for run in g} for g in runs)
+    rate = median(theirs.values()) / median(ours.values())
+    ratios = [theirs[seed] / ours[seed] for seed in theirs if seed in ours]
+    return Rate(rate, min(ratios, default=rate), max(ratios, default=rate))

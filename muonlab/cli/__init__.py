@@ -1,5 +1,6 @@
 """The command line: thin. It reads arguments, calls a study, and shows what came out. Nobody imports it."""
 
+import logging
 import os
 import signal
 import sys
@@ -51,6 +52,7 @@ def _app() -> Any:
 
 
 def _stop(number: int, frame: object) -> NoReturn:
+    logging.disable()  # of the exception that arrives in their midst; they pass it on
     raise SystemExit(128 + number)
 
 

@@ -1,5 +1,6 @@
 """Showing what a study gave: a table or JSON on stdout, a page in a file."""
 
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,7 @@ def show_record(record: Any, json: bool, **more: Any) -> None:
 def show_comparison(finding: Any, executed: int, out: Path, created: str, command: str, json: bool) -> None:
     from muonlab.report import page
 
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it has much to say of a HOME that can't be written
     page.write(out, page.render(finding, created=created, command=command))
     if json:
         return print_json(_summary(finding, executed, out))

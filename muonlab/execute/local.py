@@ -9,7 +9,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Collection, Generator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from multiprocessing import forkserver
@@ -19,6 +19,7 @@ from typing import Any
 
 from muonlab.errors import UsageError
 from muonlab.execute.executor import Observation
+from muonlab.execute.signals import signals_held
 from muonlab.records import Record, RunSpec
 
 __all__ = ["InlineExecutor", "LocalExecutor"]
@@ -27,6 +28,9 @@ MAX_ATTEMPTS = 2
 PRELOAD = ["muonlab.train.loop", "torch._dynamo"]  # imported once in the fork server, not once per run
 REPORT_SECONDS = 0.5
 GRACE_SECONDS = 5.0  # for a child to write its checkpoint once its driver is gone or stops
+
+
+_server_is_up = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,7 @@ class LocalExecutor:
             daemon=True,
         )
         with _without_main():
-            _start_server()
-            process.start()
+            _fork(process)
         theirs.close()
         return _Child(spec, attempt, process, ours)
 
@@ -148,13 +151,16 @@ def _stop(children: Collection[_Child]) -> None:
             child.process.join()
 
 
-def _start_server() -> None:
-    """Start the fork server, unless it runs, deaf to the Ctrl-C that would end it while it imports torch."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+def _fork(process: Any) -> None:
+    """Start a child, and before the first one the fork server, deaf to the Ctrl-C that would end it on its way up.
+
+    It dies of a request that breaks off. So a signal may interrupt the first one only, which waits for torch's import.
+    """
+    with signals_held(signal.SIGINT):
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with signals_held() if _server_is_up.is_set() else nullcontext():
+        process.start()
+    _server_is_up.set()
 
 
 class _without_main:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from muonlab.errors import UsageError
 from muonlab.execute.executor import Executor, Observation
+from muonlab.execute.signals import signals_held
 from muonlab.records import Record, RunSpec
 
 __all__ = ["Memory", "Runner"]
@@ -56,7 +57,8 @@ class Runner:
             )
         with closing(self.executor.run(todo, self.observation)) as records:
             for record in records:
-                self.memory.put(record, replace=record.key in known)
+                with signals_held():
+                    self.memory.put(record, replace=record.key in known)
                 done[record.key] = record
                 self.num_executed += 1
                 self.num_failed += record.outcome == "failed"

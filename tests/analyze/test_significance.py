@@ -96,7 +96,7 @@ def test_false_alarms_are_as_rare_as_promised():
         base = [list(rng.normal(0, 0.1, 5)) for _ in range(3)]
         ours = list(rng.normal(0, 0.02, 5))
         found += contrast(ours, base[1], (pooled_noise([ours]), pooled_noise(base))).judgement != "unresolved"
-    assert found / num == pytest.approx(0.05, abs=0.01)  # two standard errors
+    assert found / num == pytest.approx(0.05, abs=0.015)  # three standard errors
 
 
 def test_the_resolvable_difference_is_found_four_times_out_of_five():
@@ -181,8 +181,8 @@ def test_the_sentence_of_every_result():
     assert verdict("a", {"b": better}, {"b": speedup()}, []) == (
         "b is better than tuned a: 1.40x [1.20, 1.60] in tokens, final loss lower by 0.200 nats."
     )
-    assert "b is worse than tuned a: 0.70x [0.60, 0.80] in tokens, final loss higher by 0.200 nats." == verdict(
-        "a", {"b": worse}, {"b": slower}, []
+    assert verdict("a", {"b": worse}, {"b": slower}, []) == (
+        "b is worse than tuned a: 0.70x [0.60, 0.80] in tokens, final loss higher by 0.200 nats."
     )
     assert "> 8.00x (outside the baseline's horizons)" in verdict("a", {"b": better}, {"b": bound}, [])
     able = f"{equal.resolvable_nats:.3f}"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muonlab.analyze.significance import Noise
-from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap_speedup, fit_data_law, shared_fraction
+from muonlab.analyze.speedup import EXPONENTS, ArmLosses, Selection, bootstrap_speedup, fit_data_law, shared_fraction
 
 TOKENS = [50_000, 100_000, 200_000]
 ALONE = Selection(means=(0.0,), num_seeds=(5,))  # nothing to choose from
@@ -32,15 +32,16 @@ def measured(speed: float, sd: float = 1e-6, **values):
 
 
 @pytest.mark.parametrize("exponent", [0.1, 0.3, 0.45, 0.5, 1.0])
-@pytest.mark.parametrize("tokens", [TOKENS, [1000, 3000, 9000, 27_000], [1, 2, 4]])
-def test_a_planted_law_is_recovered(exponent, tokens):
+@pytest.mark.parametrize(("tokens", "error"), [(TOKENS, 0.003), ([1, 2, 4], 0.003), ([1000, 3000, 9000, 27_000], 0.02)])
+def test_a_planted_law_is_recovered(exponent, tokens, error):
+    """As well as its exponent lies on the grid, which is finer than any measurement."""
     scale = tokens[1]
     losses = 1.6 + 0.9 * (np.array(tokens) / scale) ** -exponent
     fitted = fit_data_law(tokens, losses, [1e-12] * len(tokens))
     assert float(fitted.exponent) == pytest.approx(exponent, rel=0.062)  # half a step of the grid of exponents
     between = np.geomspace(tokens[0], tokens[-1], 9)
     found = fitted.invert(1.6 + 0.9 * (between / scale) ** -exponent)
-    assert found == pytest.approx(between, rel=0.003)
+    assert found == pytest.approx(between, rel=error)
 
 
 def test_inversion_undoes_the_law():
@@ -64,19 +65,28 @@ def test_many_laws_at_once_equal_one_at_a_time():
     assert len(set(together.exponent)) > 3
 
 
-def test_the_fit_is_weighted_least_squares():
-    """Compared with a search over a, b and the same exponents."""
-    rng = np.random.default_rng(3)
+@pytest.mark.parametrize("trial", range(6))
+def test_the_fit_is_weighted_least_squares_with_a_prior_on_the_exponent(trial):
+    """Against a plain search: for each exponent numpy's least squares, the best by squares plus prior."""
+    rng = np.random.default_rng(trial)
     losses, variances = law(TOKENS) + 0.02 * rng.standard_normal(3), np.array([4e-4, 1e-4, 9e-4])
     fitted = fit_data_law(TOKENS, losses, variances)
+    costs = {}
+    for exponent in EXPONENTS:
+        x = np.stack([(np.array(TOKENS) / fitted.scale) ** -exponent, np.ones(3)], axis=1) / np.sqrt(variances)[:, None]
+        y = losses / np.sqrt(variances)
+        (a, b), *_ = np.linalg.lstsq(x, y, rcond=None)
+        squares = float(((x @ [a, b] - y) ** 2).sum())
+        costs[exponent] = squares + (math.log(exponent / 0.5) / 0.7) ** 2, a, b
+    best = min(costs, key=costs.get)
+    assert (fitted.exponent, fitted.a, fitted.b) == pytest.approx((best, *costs[best][1:]), rel=1e-9)
+    assert min(c[0] for c in costs.values()) < 2.0
 
-    def cost(a, b, exponent) -> float:
-        x = (np.array(TOKENS) / fitted.scale) ** -exponent
-        return float((((losses - a * x - b) ** 2) / variances).sum() + (math.log(exponent / 0.5) / 0.7) ** 2)
 
-    best = cost(fitted.a, fitted.b, fitted.exponent)
-    for da, db, factor in ((1e-4, 0, 1), (-1e-4, 0, 1), (0, 1e-4, 1), (0, -1e-4, 1)):
-        assert cost(fitted.a + da, fitted.b + db, fitted.exponent * factor) > best
+def test_where_the_noise_leaves_the_exponent_open_it_is_the_published_one():
+    line = np.array([3.0, 2.5, 2.0])  # no curvature at all: the smallest exponent fits best
+    sure, unsure = (float(fit_data_law(TOKENS, line, [variance] * 3).exponent) for variance in (1e-9, 1.0))
+    assert sure == pytest.approx(0.05) and unsure == pytest.approx(0.5, rel=0.1)
 
 
 def test_a_loss_at_or_below_the_floor_takes_infinite_tokens():
@@ -131,7 +141,7 @@ def test_more_noise_is_a_wider_interval():
 
 def test_fewer_degrees_of_freedom_are_a_wider_interval():
     known, guessed = (measured(1.4, 0.02, degrees=degrees) for degrees in (1000, 2))
-    assert guessed[2] / guessed[1] > 1.1 * known[2] / known[1]
+    assert guessed[2] / guessed[1] > 1.03 * known[2] / known[1]
 
 
 def test_what_a_seed_does_to_all_horizons_alike_moves_them_together():
@@ -146,9 +156,10 @@ def test_what_a_seed_does_to_all_horizons_alike_moves_them_together():
 def test_shared_fraction():
     rng = np.random.default_rng(0)
     seed = rng.standard_normal((1, 4000))
+    means = np.array([[1.0], [5.0], [9.0]])
     for share in (0.0, 0.3, 1.0):
-        losses = math.sqrt(share) * seed + math.sqrt(1 - share) * rng.standard_normal((3, 4000))
-        assert shared_fraction(losses + [[1.0], [5.0], [9.0]]) == pytest.approx(share, abs=0.03)
+        losses = means + math.sqrt(share) * seed + math.sqrt(1 - share) * rng.standard_normal((3, 4000))
+        assert shared_fraction(losses) == pytest.approx(share, abs=0.03)
     assert shared_fraction(np.array([[1.0, 2.0, 3.0]])) == shared_fraction(np.ones((3, 1))) == 0.0
     assert shared_fraction(np.ones((3, 5))) == 0.0
     assert shared_fraction(np.array([[1.0, 2.0], [2.0, 1.0]])) == 0.0  # opposite: not below zero

@@ -1,5 +1,8 @@
 """The program in a fresh folder, and one small study that most tests look at."""
 
+import fcntl
+import json
+import os
 import random
 import shutil
 import subprocess
@@ -69,12 +72,20 @@ class Study:
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory, text: str, tiny: list[str]) -> Study:
-    folder = tmp_path_factory.mktemp("study")
-    program = furnish(folder, text)
+    """Made once, also where several workers share the tests: the first one makes it, the others wait."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, result = root / "study", root / "study.json"
     arguments = ["compare", "text", "--data", "text.txt", "--config", "small.toml", *tiny, "--workers", "2"]
-    command = [sys.executable, "-m", "muonlab", *arguments, "--json", "--out", "first.html"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
-    return Study(program, arguments, Finished(done.returncode, done.stdout, done.stderr))
+    with open(root / "study.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.exists():
+            folder.mkdir()
+            furnish(folder, text)
+            command = [sys.executable, "-m", "muonlab", *arguments, "--json", "--out", "first.html"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
+            result.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+    return Study(Program(folder), arguments, Finished(*json.loads(result.read_text())))
 
 
 @pytest.fixture
@@ -127,6 +138,10 @@ class Task:
     def hang(self):
         (self.folder / "hanging").touch()
         time.sleep(1000)
+
+    def pause(self):
+        (self.folder / "pausing").touch()
+        time.sleep(0.2)
 '''
 
 

@@ -75,7 +75,8 @@ class Program:
     """`muonlab` in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.logs, self.num_calls = folder, folder.with_name(f"{folder.name}-logs"), 0
+        self.folder, self.num_calls = folder, 0
+        self.logs = folder.with_name(f"{folder.name}-logs-{os.getpid()}")
         self.logs.mkdir(exist_ok=True)
 
     def __call__(self, *arguments: str | Path, **settings: Any) -> Finished:

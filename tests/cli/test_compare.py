@@ -4,11 +4,7 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
 from muonlab.records import Store
-
-pytestmark = pytest.mark.xdist_group("study")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
 

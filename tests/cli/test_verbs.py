@@ -153,7 +153,6 @@ def test_a_dry_run_of_a_task_that_fails_is_one_line(program, own):
     assert done.err.splitlines()[-1].startswith("muonlab: a trial of a few steps failed: RuntimeError: planned")
 
 
-@pytest.mark.xdist_group("study")
 def test_runs_go_out_and_come_in_again(study, tmp_path):
     program, count = study.program, study.document["num_runs"]
     for name in ("runs.jsonl", "runs.csv"):
@@ -173,7 +172,6 @@ def test_runs_go_out_and_come_in_again(study, tmp_path):
         assert all(same_result(ours[key], theirs[key]) for key in keys)
 
 
-@pytest.mark.xdist_group("study")
 def test_runs_are_listed_by_what_they_are(study):
     listed = study.program("runs", "list", "--json", "--optimizer", "muon", "--limit", "5").json
     assert len(listed["runs"]) == 5 and listed["total"] == study.document["num_runs"]
@@ -183,7 +181,6 @@ def test_runs_are_listed_by_what_they_are(study):
     assert f"3 of {study.document['num_runs']} runs in muonlab.db" in table
 
 
-@pytest.mark.xdist_group("study")
 def test_looking_makes_no_store(study, program):
     for arguments in (["list"], ["show", "ab"], ["export", "x.csv"], ["rm", "ab"]):
         assert "there is no store muonlab.db" in program("runs", *arguments).said()
@@ -192,13 +189,11 @@ def test_looking_makes_no_store(study, program):
     assert not (program.folder / "muonlab.db").exists()
 
 
-@pytest.mark.xdist_group("study")
 def test_the_store_may_be_named_by_the_environment(study, program):
     store = {"MUONLAB_STORE": str(study.program.folder / "muonlab.db")}
     assert program("runs", "list", "--json", environment=store).json["total"] == study.document["num_runs"]
 
 
-@pytest.mark.xdist_group("study")
 def test_doctor_knows_the_store_and_the_machine(study):
     done = study.program("doctor", "--json")
     assert (done.code, done.err, done.json["ok"]) == (0, "", True)

@@ -97,9 +97,10 @@ def test_a_diverged_run_is_never_best_and_never_noise(book):
     assert not made.gain(settings(0.8), settings(0.8)).resolved(3.0, 1e-3)
 
 
-def test_a_failed_run_counts_as_lost(spec):
+@pytest.mark.parametrize("outcome", ["diverged", "failed"])
+def test_a_run_that_did_not_end_well_is_lost_whatever_its_record_says(spec, outcome):
     def crash(specs):
-        return {s.key: Record(spec=s, outcome="failed", error="killed") for s in specs}
+        return {s.key: Record(spec=s, outcome=outcome, final_loss=0.5) for s in specs}
 
     made = TrialBook(spec(), SEEDS, 10)
     drive(made.measure([(settings(0.1), 2)]), crash)

@@ -73,6 +73,19 @@ def test_extends_the_grid_until_the_optimum_is_interior(tuned, lr, weight_decay,
     assert {0.001, 0.032} <= tried(ran, "opt.lr")
 
 
+def test_the_first_pass_extends_by_the_argmin_too(tuned, lr):
+    """Beyond the grid as within it: 0.064 is better by 0.01 nats under noise of 0.03, which no later move would pass."""
+    means = {0.016: 2.5, 0.032: 2.01, 0.064: 2.0, 0.128: 2.5}
+
+    def loss(spec) -> float:
+        value = spec.get("opt.lr")
+        return means.get(value, 3.0) + 0.03 * (-1) ** (spec.seed + (value == 0.064))
+
+    result, _ = tuned(loss, (lr,), TuningRules(first_seeds=4))
+    assert result.best["opt.lr"] == 0.064 and result.edges == ()
+    assert [(m.old, m.new) for m in result.moves if m.accepted] == [(0.008, 0.064)]
+
+
 def test_extends_a_later_coordinate_upwards_too(tuned, lr, weight_decay):
     result, ran = tuned(bowl(decay=0.8), (lr, weight_decay))
     assert result.best["opt.weight_decay"] == 0.8 and result.edges == ()
