@@ -83,12 +83,13 @@ def show_tuning(result: Any, records: Any, json: bool) -> None:
 
 
 def show_price(plan: Any, price: Any, workers: int, json: bool) -> None:
-    from muonlab.study.plan import measure_throughput
+    from muonlab.train.price import estimate_seconds
 
     num_workers = workers or os.cpu_count() or 1
     try:
         with users_code():
-            rate = measure_throughput(plan) * num_workers
+            seconds = [estimate_seconds(spec) / spec.horizon_tokens for spec in plan.bases.values()]
+        rate = num_workers * len(seconds) / sum(seconds)
     except UsageError:
         raise
     except Exception as error:
@@ -104,6 +105,23 @@ def show_price(plan: Any, price: Any, workers: int, json: bool) -> None:
     }
     if json:
         return print_json(document)
-    for name, unit in (("runs", ""), ("tokens", ""), ("seconds", f" with {num_workers} workers")):
-        print(f"{name:8} {document[name]['least']:>14,} to at most {document[name]['most']:,}{unit}")
+    for name, text in (("runs", "{:,}"), ("tokens", "{:,}"), ("time", "")):
+        ends = document.get(name) or document["seconds"]
+        least, most = (text.format(x) if text else _duration(x) for x in (ends["least"], ends["most"]))
+        print(f"{name:8} {least:>16} to at most {most}" + (f", with {num_workers} workers" if not text else ""))
     print("The first figure is a tuning without extended grids or added seeds; what the store already has is not run.")
+
+
+def _duration(seconds: float) -> str:
+    """Two units at most.
+
+    >>> _duration(95), _duration(200_000)
+    ('1 min 35 s', '2 d 7 h')
+    """
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    first = next((i for i, (_, size) in enumerate(units) if seconds >= size), len(units) - 1)
+    parts = []
+    for name, size in units[first : first + 2]:
+        whole, seconds = divmod(round(seconds), size)
+        parts.append(f"{whole} {name}")
+    return " ".join(parts)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Generator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,7 @@ def _fork(process: Any) -> None:
 
     It dies of a request that breaks off. So a signal may interrupt the first one only, which waits for torch's import.
     """
+    resource_tracker.ensure_running()  # the server starts it otherwise, and with it lets all signals through again
     with signals_held(signal.SIGINT):
         forkserver.ensure_running()
     with signals_held() if _server_is_up.is_set() else nullcontext():

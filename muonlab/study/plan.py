@@ -178,22 +178,3 @@ def settings_of(spec: RunSpec) -> dict[str, Value]:
     schedule = {f"schedule.{name}": getattr(spec.schedule, name) for name in Schedule.__dataclass_fields__}
     options = {f"task.{name}": value for name, value in spec.task_options.items()}
     return {**spec.hyperparameters, **schedule, "clip": spec.clip, "batch_tokens": spec.batch_tokens, **options}
-
-
-def measure_throughput(plan: Plan, num_steps: int = 12) -> float:
-    """Tokens a second of one run with one thread, the mean over the plan's optimizers, from a few steps of each."""
-    import torch
-
-    from muonlab.train.loop import train
-
-    threads, seconds = torch.get_num_threads(), []
-    torch.set_num_threads(1)
-    try:
-        for spec in plan.bases.values():
-            record = train(spec.set({"horizon_tokens": num_steps * spec.batch_tokens}))
-            run_steps = spec.num_steps
-            seconds.append((record.step_seconds or 0.0) * run_steps + record.eval_seconds)
-    finally:
-        torch.set_num_threads(threads)
-    horizon = next(iter(plan.bases.values())).horizon_tokens
-    return horizon * len(seconds) / sum(seconds)

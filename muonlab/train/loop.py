@@ -24,7 +24,7 @@ from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state
 from muonlab.train.environment import environment, peak_bytes
 from muonlab.train.schedules import lr_factor, progress_at
 
-__all__ = ["Interrupted", "train"]
+__all__ = ["Interrupted", "to_device", "train"]
 
 CURVE_POINTS = 256  # a longer training curve is averaged down to this many points
 
@@ -130,7 +130,7 @@ class _Run:
         total: Tensor | float = 0.0
         for part in range(parts):
             first = start + part * self.micro_samples
-            batch = _to(self.task.batch(self.spec.seed, first, self.micro_samples), self.spec.device)
+            batch = to_device(self.task.batch(self.spec.seed, first, self.micro_samples), self.spec.device)
             with self._autocast():
                 loss = self.task.loss(self.forward, batch) / parts
             loss.backward()
@@ -150,7 +150,7 @@ class _Run:
         self.model.eval()
         with torch.no_grad(), self._autocast():
             for batch, size in self.task.evaluation():
-                total += float(self.task.loss(self.forward, _to(batch, self.spec.device))) * size
+                total += float(self.task.loss(self.forward, to_device(batch, self.spec.device))) * size
                 weight += size
         self.eval_seconds += time.perf_counter() - started
         if not weight:
@@ -243,14 +243,15 @@ def _params_by_role(optimizer: Engine) -> dict[str, int]:
     return counts
 
 
-def _to(batch: Any, device: str) -> Any:
+def to_device(batch: Any, device: str) -> Any:
+    """Every tensor of a batch, which may be a tensor or nested tuples, lists and dictionaries of them."""
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, tuple | list):
-        items = [_to(item, device) for item in batch]
+        items = [to_device(item, device) for item in batch]
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     if isinstance(batch, dict):
-        return {key: _to(value, device) for key, value in batch.items()}
+        return {key: to_device(value, device) for key, value in batch.items()}
     return batch
 
 

@@ -19,7 +19,7 @@ from program import Finished, Program
 
 TINY = {"task.width": 16, "task.depth": 1, "task.seq_len": 32, "task.eval_tokens": 2048}
 STUDY = """
-horizon_tokens = 2048
+horizon_tokens = 1024
 batch_tokens = 128
 num_seeds = 2
 tuning_seeds = 2

@@ -112,7 +112,7 @@ def test_moved_data_and_a_moved_store_re_run_nothing(copied):
 
 
 def test_the_example_of_an_own_model_works(program):
-    arguments = ("--config", "small.toml", "--tokens", "1024", "--batch-tokens", "64", "--set", "task.width=8")
+    arguments = ("--config", "small.toml", "--tokens", "512", "--batch-tokens", "64", "--set", "task.width=8")
     done = program("compare", f"{EXAMPLE}:Task", *arguments, "--json")
     assert done.code == 0, done
     assert done.json["optimizers"]["muon"]["loss_mean"] < 2.5

@@ -46,6 +46,14 @@ def test_gather_merges_requests_drops_doubles_and_keeps_the_order_of_its_protoco
     assert [[s.seed for s in batch] for batch in by_seed.batches] == [[0, 1], [1], [2]]  # the second: both want run 1
 
 
+def test_the_requests_of_a_gather_take_turns(by_seed, spec):
+    def both(*seeds):
+        yield [spec(seed=seed) for seed in seeds]
+
+    drive(gather({"a": both(1, 2, 3), "b": both(4), "c": both(5, 1)}), by_seed)
+    assert [s.seed for s in by_seed.asked] == [1, 4, 5, 2, 3]
+
+
 def test_gather_gives_each_protocol_only_what_it_asked_for(by_seed, spec):
     seen = {}
 

@@ -74,7 +74,7 @@ def test_extends_the_grid_until_the_optimum_is_interior(tuned, lr, weight_decay,
 
 
 def test_the_first_pass_extends_by_the_argmin_too(tuned, lr):
-    """Beyond the grid as within it: 0.064 is better by 0.01 nats under noise of 0.03, which no later move would pass."""
+    """Beyond the grid as within it: by 0.01 nats under noise of 0.03, which no later move would pass."""
     means = {0.016: 2.5, 0.032: 2.01, 0.064: 2.0, 0.128: 2.5}
 
     def loss(spec) -> float:
