@@ -1,5 +1,6 @@
 """From the evidence of a comparison and its records to the finding. Pure: neither store nor torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -25,6 +26,7 @@ from muonlab.records.evidence import Arm, Cell, Evidence, Trial
 __all__ = ["compare", "final_losses"]
 
 Records = Mapping[str, Record]
+REACH = 1.1  # a fitted law that smooths noise may be read this far beyond the baseline's horizons; ours
 
 
 def compare(evidence: Evidence, records: Records) -> Comparison:
@@ -146,7 +148,11 @@ def _speedup(
     horizon_tokens: int,
     records: Records,
 ) -> Speedup:
-    """At the challenger's longest horizon whose loss the baseline's horizons bracket; a bound if there is none."""
+    """At the challenger's longest horizon whose loss the baseline's horizons bracket; a bound if there is none.
+
+    A baseline that hardly learns from tokens brackets losses that its law, which smooths the noise, does not reach
+    within its horizons: that is flagged.
+    """
     cells, challenger = _fittable(baseline, records), _fittable(arm, records)
     if len(cells) < 3 or not challenger or min(noise.degrees for noise in noises) < 1:
         horizon = arm.cells[-1].horizon_tokens
@@ -163,7 +169,10 @@ def _speedup(
     point, low, high = bootstrap_speedup(
         _arm_losses(cells, noises[1], records), _arm_losses([cell], noises[0], records)
     )
-    return _with_wall(finite(point), finite(low), finite(high), rate, "", cell.horizon_tokens)
+    reached = point * cell.horizon_tokens
+    within = cells[0].horizon_tokens / REACH <= reached <= cells[-1].horizon_tokens * REACH
+    flag = "extrapolated" if math.isfinite(point) and not within else ""
+    return _with_wall(finite(point), finite(low), finite(high), rate, flag, cell.horizon_tokens)
 
 
 def _bound(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from muonlab.cli.laboratory import resolve_device
 from muonlab.errors import UsageError
 
 __all__ = ["check_out", "command_line", "names", "paths", "values"]
@@ -19,6 +20,7 @@ def values(
 
     chosen = load_config(config) if config else {}
     chosen |= {name: value for name, value in flags.items() if value is not None}
+    chosen["device"] = resolve_device(str(chosen.get("device", "auto")))
     optimizers = chosen.get("optimizers")
     if "baseline" not in chosen and isinstance(optimizers, list | tuple) and optimizers:
         chosen["baseline"] = optimizers[0]

@@ -25,6 +25,13 @@ class Laboratory:
     threads: int = 1
     artifacts: Path = Path("muonlab-artifacts")
     show_progress: bool = True
+    device: str = "cpu"
+
+    @property
+    def num_workers(self) -> int:
+        """As asked; else one per core, or a single one on a GPU, which runs would only share."""
+        cores = max(1, (os.cpu_count() or 1) // self.threads)
+        return self.workers or (cores if self.device == "cpu" else 1)
 
     def run(
         self, protocol: Any, expected_tokens: float, eval_steps: frozenset[int] = frozenset()
@@ -38,7 +45,7 @@ class Laboratory:
 
         with Store(self.store_url) as store, Progress(expected_tokens, quiet=not self.show_progress) as progress:
             executor = LocalExecutor(
-                workers=self.workers or max(1, (os.cpu_count() or 1) // self.threads),
+                workers=self.num_workers,
                 threads=self.threads,
                 artifacts=self.artifacts,
             )

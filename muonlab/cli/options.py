@@ -45,7 +45,10 @@ StoreUrl = Annotated[
 Artifacts = Annotated[Path, typer.Option("--artifacts", metavar="DIR", help="Folder for the checkpoints of long runs.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Runs at a time; 0 = one per core.", show_default=False)]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of each run.")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: cuda where there is one.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda, or auto: cuda where there is one.", show_default="auto"),
+]
 Compile = Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress on stderr.")]

@@ -1,7 +1,6 @@
 """Showing what a study gave: a table or JSON on stdout, a page in a file."""
 
 import logging
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,10 +81,9 @@ def show_tuning(result: Any, records: Any, json: bool) -> None:
     _print(tuning_table(result, loss))
 
 
-def show_price(plan: Any, price: Any, workers: int, json: bool) -> None:
+def show_price(plan: Any, price: Any, num_workers: int, json: bool) -> None:
     from muonlab.train.price import estimate_seconds
 
-    num_workers = workers or os.cpu_count() or 1
     try:
         with users_code():
             seconds = [estimate_seconds(spec) / spec.horizon_tokens for spec in plan.bases.values()]

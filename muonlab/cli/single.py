@@ -7,7 +7,7 @@ import typer
 
 from muonlab.cli import options as opt
 from muonlab.cli.arguments import paths, values
-from muonlab.cli.laboratory import Laboratory, resolve_device, users_code
+from muonlab.cli.laboratory import Laboratory, users_code
 from muonlab.cli.show import show_record
 
 __all__ = ["train"]
@@ -27,7 +27,7 @@ def train(
     store: opt.StoreUrl = opt.DEFAULT_STORE,
     threads: opt.Threads = 1,
     artifacts: opt.Artifacts = opt.DEFAULT_ARTIFACTS,
-    device: opt.Device = "auto",
+    device: opt.Device = None,
     json: opt.Json = False,
     no_progress: opt.NoProgress = False,
 ) -> None:
@@ -38,7 +38,7 @@ def train(
 
     flags = {
         "task": task, "data": paths(data), "optimizers": (optimizer,), "baseline": optimizer,
-        "horizon_tokens": tokens, "batch_tokens": batch_tokens, "device": resolve_device(device),
+        "horizon_tokens": tokens, "batch_tokens": batch_tokens, "device": device,
         "settings": {"seed": seed},
     }  # fmt: skip
     with users_code():

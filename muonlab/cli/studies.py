@@ -8,7 +8,7 @@ import typer
 
 from muonlab.cli import options as opt
 from muonlab.cli.arguments import check_out, command_line, names, paths, values
-from muonlab.cli.laboratory import Laboratory, resolve_device, users_code
+from muonlab.cli.laboratory import Laboratory, users_code
 from muonlab.cli.show import show_comparison, show_price, show_tuning
 from muonlab.errors import UsageError
 from muonlab.records.store import Store
@@ -72,7 +72,7 @@ def compare(
     workers: opt.Workers = 0,
     threads: opt.Threads = 1,
     artifacts: opt.Artifacts = opt.DEFAULT_ARTIFACTS,
-    device: opt.Device = "auto",
+    device: opt.Device = None,
     json: opt.Json = False,
     no_progress: opt.NoProgress = False,
     dry_run: opt.DryRun = False,
@@ -84,10 +84,10 @@ def compare(
     flags = {
         "task": task, "optimizers": names(optimizers), "baseline": baseline, "data": paths(data),
         "horizon_tokens": tokens, "batch_tokens": batch_tokens, "num_seeds": seeds, "first_seed": seed,
-        "tune": names(tune), "max_runs": max_runs, "device": resolve_device(device),
+        "tune": names(tune), "max_runs": max_runs, "device": device,
     }  # fmt: skip
     chosen = values(config, flags, settings, precision, compile)
-    laboratory = Laboratory(store, workers, threads, artifacts, not no_progress)
+    laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
     _compare(chosen, laboratory, out or Path("muonlab-report.html"), json, dry_run)
 
 
@@ -108,7 +108,7 @@ def tune(
     workers: opt.Workers = 0,
     threads: opt.Threads = 1,
     artifacts: opt.Artifacts = opt.DEFAULT_ARTIFACTS,
-    device: opt.Device = "auto",
+    device: opt.Device = None,
     json: opt.Json = False,
     no_progress: opt.NoProgress = False,
     dry_run: opt.DryRun = False,
@@ -121,14 +121,15 @@ def tune(
     flags = {
         "task": task, "optimizers": (optimizer,), "baseline": optimizer, "data": paths(data),
         "horizon_tokens": tokens, "batch_tokens": batch_tokens, "tune": names(tune), "max_runs": max_runs,
-        "first_seed": seed, "device": resolve_device(device),
+        "first_seed": seed, "device": device,
     }  # fmt: skip
+    chosen = values(config, flags, settings, precision, compile)
     with users_code():
-        plan = plan_comparison(validated(values(config, flags, settings, precision, compile)))
+        plan = plan_comparison(validated(chosen))
     price = plan.price(final_runs=False)
+    laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
     if dry_run:
-        return show_price(plan, price, workers, json)
-    laboratory = Laboratory(store, workers, threads, artifacts, not no_progress)
+        return show_price(plan, price, laboratory.num_workers, json)
     result, outcome = laboratory.run(
         protocol(plan.bases[optimizer], plan.spaces[optimizer], plan.rules.tuning), price.likely_tokens
     )
@@ -175,7 +176,7 @@ def _compare(chosen: dict[str, Any], laboratory: Laboratory, out: Path, json: bo
         plan = plan_comparison(config)
     price = plan.price()
     if dry_run:
-        return show_price(plan, price, laboratory.workers, json)
+        return show_price(plan, price, laboratory.num_workers, json)
     check_out(out)
     command = command_line()
     asked = {**config.model_dump(mode="json"), "conventions": plan.conventions, "command": command}

@@ -165,7 +165,7 @@ def _study(planted: float, noises: tuple[float, float], rng: np.random.Generator
     speedup, judgement = finding.speedup["b"], finding.contrasts["b"].judgement
     wrong = {1.0: ("better", "worse")}.get(planted, ("worse",) if planted > 1 else ("better",))
     bounds = (speedup.low or 0.0, speedup.high or math.inf)
-    inside = speedup.tokens is not None and not speedup.flag
+    inside = speedup.tokens is not None and speedup.flag != "censored"
     return {
         "judgement": judgement,
         "wrong": wrong,

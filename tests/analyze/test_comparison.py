@@ -112,6 +112,18 @@ def test_a_baseline_that_does_not_learn_from_tokens_gives_no_speedup(story, loss
     assert (speedup.tokens, speedup.wall, speedup.flag) == (None, None, "undefined")
 
 
+@pytest.mark.parametrize(("ours", "side"), [(2.045, -1), (2.009, 1)])
+def test_a_law_read_far_outside_the_baselines_horizons_is_flagged(story, ours, side):
+    """The means bracket the loss, by noise: the fitted law hardly falls at all."""
+    for horizon, mean in ((512, 2.0), (1024, 2.05), (2048, 1.99)):
+        story.cell("base", [mean - 0.1, mean, mean + 0.1], horizon_tokens=horizon)
+    story.cell("ours", [ours - 0.1, ours, ours + 0.1])
+    speedup = finding(story).speedup["ours"]
+    assert speedup.flag == "extrapolated" and speedup.bound == ""
+    assert speedup.tokens < 0.45 if side < 0 else speedup.tokens > 2.2
+    assert speedup.low < 0.1 and speedup.high is None
+
+
 def test_too_few_horizons_or_seeds_give_no_speedup(story):
     for horizon in (512, 1024):
         story.cell("base", BASE[horizon], horizon_tokens=horizon)

@@ -208,7 +208,7 @@ def test_a_driver_that_is_killed_leaves_nobody_behind(make_spec, tmp_path):
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20  # five for the run that hangs; the rest is for a busy machine
     while any(map(alive, family)) and time.monotonic() < deadline:
         time.sleep(0.05)
     left = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in family if alive(pid)}
