@@ -18,14 +18,16 @@ STOPPED = {
 
 def main() -> None:
     """Run the command line and exit: 0 ok, 1 some runs failed, 2 usage, 130 interrupted, 143 terminated."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
         try:
             _app()()
         finally:
-            if sys.stdout:
-                sys.stdout.flush()
+            sys.stdout.flush()
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # typer makes exit code 1 of it
             _end_of_pipe()

@@ -83,8 +83,15 @@ def resolve_device(name: str) -> str:
 @contextmanager
 def users_code() -> Iterator[None]:
     """Around whatever may call a task of the user's: stdout is for results, what a task prints goes to stderr."""
-    with redirect_stdout(sys.stderr):
-        yield
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)  # for what is printed past Python
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

@@ -125,6 +125,8 @@ class Task:
 
     def loss(self, model, batch):
         print("loss")
+        if (self.folder / "broken").exists():
+            self.error()
         loss = ((model(batch) - batch.sum(1, keepdim=True)) ** 2).mean()
         return loss * float("nan") if (self.folder / "nan").exists() else loss
 

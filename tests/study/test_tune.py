@@ -290,7 +290,7 @@ def noisy(noise, trial: int, sd: float, effect: float):
 
 def test_noise_moves_nothing_that_has_no_effect(spec, bench, lr, noise):
     """At 0.1 nats of noise at most one tuning in twenty accepts any move among twelve idle hyperparameters."""
-    rules, num = TuningRules(max_runs=400), 80
+    rules, num = TuningRules(max_runs=400), 60
     false = 0
     for trial in range(num):
         result = drive(tune(spec(), (lr, *EXTRAS), rules), bench(noisy(noise, trial, 0.1, 0.0)))
