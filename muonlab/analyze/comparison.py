@@ -34,30 +34,26 @@ def compare(evidence: Evidence, records: Records) -> Comparison:
 
     Raises   KeyError if a record that the evidence names is missing
     """
-    arms, baseline = evidence.arms, evidence.arms[evidence.baseline]
-    noises = {name: _noise(arm, records) for name, arm in arms.items()}
-    optimizers = {name: _optimizer(arm, evidence.horizon_tokens, noises[name], records) for name, arm in arms.items()}
-    speedups, contrasts = {}, {}
-    for name, arm in arms.items():
-        if name == evidence.baseline:
-            continue
-        pair = (noises[name], noises[evidence.baseline])
-        speedups[name] = _speedup(arm, baseline, pair, evidence.horizon_tokens, records)
-        contrasts[name] = _contrast(arm, baseline, evidence, pair, records)
-        contrasts[name] = replace(contrasts[name], judgement=judge(contrasts[name], speedups[name]))
+    arms, horizon = evidence.arms, evidence.horizon_tokens
+    baseline = arms[evidence.baseline]
+    challengers = {name: arm for name, arm in arms.items() if arm is not baseline}
+    speedups = {name: _speedup(arm, baseline, horizon, records) for name, arm in challengers.items()}
+    contrasts = {
+        name: _contrast(arm.cell(horizon), baseline.cell(horizon), records) for name, arm in challengers.items()
+    }
     used = [records[key] for key in evidence.record_keys()]
     return Comparison(
         verdict="",
         task=evidence.task,
         baseline=evidence.baseline,
-        horizon_tokens=evidence.horizon_tokens,
-        optimizers=optimizers,
+        horizon_tokens=horizon,
+        optimizers={name: _optimizer(arm, horizon, records) for name, arm in arms.items()},
         speedup=speedups,
-        contrasts=contrasts,
+        contrasts=judge(contrasts, speedups),
         checks=(),
         slices=tuple(s for arm in arms.values() for cell in arm.cells for s in _slices(arm.name, cell, records)),
         curves=tuple(c for arm in arms.values() for cell in arm.cells for c in _curves(arm.name, cell, records)),
-        law=_law(baseline, noises[evidence.baseline], records),
+        law=_law(baseline, records),
         num_runs=len(used),
         num_failed=sum(record.outcome == "failed" for record in used),
         total_tokens=sum(record.tokens for record in used),
@@ -76,15 +72,20 @@ def _loss(record: Record) -> float | None:
     return record.final_loss if record.outcome == "ok" else None
 
 
-def _noise(arm: Arm, records: Records) -> Noise:
-    """Pooled over horizons and the tuning runs of the chosen settings: other seeds, the same noise."""
-    chosen = {t.keys: t for cell in arm.cells for t in cell.tuning.trials if dict(t.settings) == dict(cell.tuning.best)}
-    tried = [[loss for loss in _trial_losses(trial, records) if loss is not None] for trial in chosen.values()]
-    return pooled_noise([*(final_losses(cell, records) for cell in arm.cells), *tried])
+def _noise(cell: Cell, records: Records) -> Noise:
+    """Between seeds at one horizon: final runs and the tuning runs of the chosen settings, which had other seeds."""
+    tuning = cell.tuning
+    tried = [
+        [loss for loss in _trial_losses(trial, records) if loss is not None]
+        for trial in tuning.trials
+        if tuning.horizon_tokens == cell.horizon_tokens and dict(trial.settings) == dict(tuning.best)
+    ]
+    return pooled_noise([final_losses(cell, records), *tried])
 
 
-def _optimizer(arm: Arm, horizon_tokens: int, noise: Noise, records: Records) -> OptimizerFinding:
+def _optimizer(arm: Arm, horizon_tokens: int, records: Records) -> OptimizerFinding:
     cell = arm.cell(horizon_tokens)
+    noise = _noise(cell, records)
     losses = final_losses(cell, records)
     runs = [records[key] for key in cell.keys]
     steps = [run.step_seconds for run in runs if run.step_seconds is not None]
@@ -100,16 +101,16 @@ def _optimizer(arm: Arm, horizon_tokens: int, noise: Noise, records: Records) ->
         num_params=max(run.num_params for run in runs),
         hyperparameters=cell.settings,
         polar=runs[0].spec.polar,
-        horizons=tuple(_losses_at(c, noise, records) for c in arm.cells),
+        horizons=tuple(_losses_at(c, records) for c in arm.cells),
         tuning_runs=sum(t.num_runs for t in tunings),
         tuning_tokens=sum(t.tokens for t in tunings),
         converged=all(t.converged for t in tunings),
     )
 
 
-def _losses_at(cell: Cell, noise: Noise, records: Records) -> LossesAt:
+def _losses_at(cell: Cell, records: Records) -> LossesAt:
     losses = final_losses(cell, records)
-    low, high = mean_interval(losses, noise)
+    low, high = mean_interval(losses, _noise(cell, records))
     return LossesAt(
         horizon_tokens=cell.horizon_tokens,
         seeds=tuple(records[key].spec.seed for key in cell.keys),
@@ -122,39 +123,33 @@ def _losses_at(cell: Cell, noise: Noise, records: Records) -> LossesAt:
     )
 
 
-def _contrast(arm: Arm, baseline: Arm, evidence: Evidence, noises: tuple[Noise, Noise], records: Records) -> Contrast:
-    ours, theirs = (final_losses(a.cell(evidence.horizon_tokens), records) for a in (arm, baseline))
-    return contrast(ours, theirs, noises)
+def _contrast(challenger: Cell, baseline: Cell, records: Records) -> Contrast:
+    ours, theirs = (final_losses(cell, records) for cell in (challenger, baseline))
+    return contrast(ours, theirs, (_noise(challenger, records), _noise(baseline, records)))
 
 
 def _fittable(arm: Arm, records: Records) -> list[Cell]:
-    return [cell for cell in arm.cells if final_losses(cell, records)]
+    """The cells whose mean has a known error."""
+    return [c for c in arm.cells if final_losses(c, records) and _noise(c, records).degrees >= 1]
 
 
-def _law(baseline: Arm, noise: Noise, records: Records) -> dict[str, float] | None:
+def _law(baseline: Arm, records: Records) -> dict[str, float] | None:
     cells = _fittable(baseline, records)
-    if len(cells) < 3 or noise.degrees < 1:
+    if len(cells) < 3:
         return None
-    means = np.array([np.mean(final_losses(cell, records)) for cell in cells])
-    variances = [noise.variance / len(final_losses(cell, records)) for cell in cells]
-    law = fit_data_law([cell.horizon_tokens for cell in cells], means, variances)
+    losses = _arm_losses(cells, records)
+    law = fit_data_law(losses.tokens, np.asarray(losses.means), losses.variances)
     return {"a": float(law.a), "b": float(law.b), "exponent": float(law.exponent), "scale_tokens": law.scale}
 
 
-def _speedup(
-    arm: Arm,
-    baseline: Arm,
-    noises: tuple[Noise, Noise],
-    horizon_tokens: int,
-    records: Records,
-) -> Speedup:
+def _speedup(arm: Arm, baseline: Arm, horizon_tokens: int, records: Records) -> Speedup:
     """At the challenger's longest horizon whose loss the baseline's horizons bracket; a bound if there is none.
 
     A baseline that hardly learns from tokens brackets losses that its law, which smooths the noise, does not reach
     within its horizons: that is flagged.
     """
     cells, challenger = _fittable(baseline, records), _fittable(arm, records)
-    if len(cells) < 3 or not challenger or min(noise.degrees for noise in noises) < 1:
+    if len(cells) < 3 or not challenger:
         horizon = arm.cells[-1].horizon_tokens
         return Speedup(
             tokens=None, low=None, high=None, wall=None, wall_low=None, wall_high=None,
@@ -166,9 +161,7 @@ def _speedup(
     if not inside:
         return _bound(cells, challenger, means, rate, records)
     cell = inside[-1]
-    point, low, high = bootstrap_speedup(
-        _arm_losses(cells, noises[1], records), _arm_losses([cell], noises[0], records)
-    )
+    point, low, high = bootstrap_speedup(_arm_losses(cells, records), _arm_losses([cell], records))
     reached = point * cell.horizon_tokens
     within = cells[0].horizon_tokens / REACH <= reached <= cells[-1].horizon_tokens * REACH
     flag = "extrapolated" if math.isfinite(point) and not within else ""
@@ -203,14 +196,16 @@ def _with_wall(
     )  # fmt: skip
 
 
-def _arm_losses(cells: Sequence[Cell], noise: Noise, records: Records) -> ArmLosses:
+def _arm_losses(cells: Sequence[Cell], records: Records) -> ArmLosses:
     losses = [final_losses(cell, records) for cell in cells]
+    main = max(range(len(cells)), key=lambda i: len(cells[i].tuning.trials))
     return ArmLosses(
         tokens=[cell.horizon_tokens for cell in cells],
         means=[float(np.mean(group)) for group in losses],
         num_seeds=[len(group) for group in losses],
-        noise=noise,
-        selection=_selection(max(cells, key=lambda cell: len(cell.tuning.trials)), records),
+        noises=[_noise(cell, records) for cell in cells],
+        selection=_selection(cells[main], records),
+        main=main,
         shared=shared_fraction(np.array(losses)) if len({len(group) for group in losses}) == 1 else 0.0,
     )
 

@@ -43,7 +43,7 @@ class LossesAt:
     losses: tuple[float | None, ...]
     keys: tuple[str, ...]  # of the records, in the order of `seeds`
     mean: float | None
-    low: float | None  # 95 % t interval of the mean, variance pooled over the optimizer's horizons
+    low: float | None  # 95 % t interval of the mean
     high: float | None
     hyperparameters: Mapping[str, Value]
 
@@ -54,7 +54,7 @@ class OptimizerFinding:
 
     name: str
     loss_mean: float | None
-    loss_std: float | None  # between seeds, pooled over horizons
+    loss_std: float | None  # between seeds
     num_seeds: int
     num_diverged: int  # final runs, all horizons
     wall_seconds: float | None  # of one run at that horizon: median step time x steps

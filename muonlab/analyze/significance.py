@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -35,7 +35,7 @@ class Noise:
 
 
 def pooled_noise(groups: Sequence[Sequence[float]]) -> Noise:
-    """Within-group variance pooled over groups, e.g. over an optimizer's horizons.
+    """Within-group variance pooled over groups of runs that have the same noise.
 
     >>> pooled_noise([[1.0, 2.0, 3.0], [5.0, 7.0]])
     Noise(variance=1.3333333333333333, degrees=3)
@@ -63,7 +63,7 @@ def mean_interval(losses: Sequence[float], noise: Noise) -> tuple[float | None, 
 
 
 def contrast(challenger: Sequence[float], baseline: Sequence[float], noises: tuple[Noise, Noise]) -> Contrast:
-    """Two-sided Welch t-test of the challenger's losses against the baseline's; variances pooled over horizons.
+    """Two-sided Welch t-test of the challenger's losses against the baseline's; each with its own variance.
 
     Source   Welch 1947, with the degrees of freedom of Satterthwaite 1946
     """
@@ -95,13 +95,23 @@ def contrast(challenger: Sequence[float], baseline: Sequence[float], noises: tup
     )
 
 
-def judge(test: Contrast, speedup: Speedup) -> Judgement:
-    """Better or worse only if the final losses differ *and* the speedup's interval excludes 1, both the same way."""
-    if test.judgement == "better" and speedup.low is not None and speedup.low > 1.0:
-        return "better"
-    if test.judgement == "worse" and speedup.high is not None and speedup.high < 1.0:
-        return "worse"
-    return "unresolved"
+def judge(contrasts: Mapping[str, Contrast], speedups: Mapping[str, Speedup]) -> dict[str, Contrast]:
+    """The contrasts with their final judgement, challenger by challenger.
+
+    Better or worse only if the final losses differ, also after Holm's correction for the number of challengers, *and*
+    the speedup's interval excludes 1, both the same way.
+
+    Source   Holm 1979
+    """
+    ordered = sorted(contrasts, key=lambda name: math.inf if (p := contrasts[name].p_value) is None else p)
+    judged, open_ = dict(contrasts), True
+    for rank, name in enumerate(ordered):
+        test, speedup = contrasts[name], speedups[name]
+        open_ = open_ and test.p_value is not None and test.p_value * (len(ordered) - rank) < 1 - LEVEL
+        better = test.judgement == "better" and speedup.low is not None and speedup.low > 1.0
+        worse = test.judgement == "worse" and speedup.high is not None and speedup.high < 1.0
+        judged[name] = replace(test, judgement=test.judgement if open_ and (better or worse) else "unresolved")
+    return judged
 
 
 def withheld(checks: Sequence[Check]) -> list[Check]:
@@ -116,19 +126,22 @@ def verdict(
     broken = withheld(checks)
     if broken:
         return f"Verdict withheld: {'; '.join(f'{check.name}: {check.detail}' for check in broken)}"
-    return " ".join(_sentence(name, baseline, contrasts[name], speedups[name]) for name in contrasts)
+    timed = all(check.ok for check in checks if check.name == "wall_clock")
+    return " ".join(_sentence(name, baseline, contrasts[name], speedups[name], timed) for name in contrasts)
 
 
-def _sentence(name: str, baseline: str, test: Contrast, speedup: Speedup) -> str:
+def _sentence(name: str, baseline: str, test: Contrast, speedup: Speedup, timed: bool) -> str:
     if test.judgement == "unresolved":
         found = "no final losses to compare" if test.difference_nats is None else f"{test.difference_nats:+.3f} nats"
         able = "" if test.resolvable_nats is None else f"; {test.resolvable_nats:.3f} could have been resolved"
         return f"No difference between {name} and {baseline} was resolved ({found}{able})."
     side = "lower" if test.judgement == "better" else "higher"
-    wall = "" if speedup.wall is None else f" and {speedup.bound}{speedup.wall:.2f}x in wall-clock"
+    wall = f" and {_factor(speedup.bound, speedup.wall, speedup.wall_low, speedup.wall_high)} in wall-clock"
+    if speedup.wall is None or not timed:
+        wall = " (wall-clock could not be measured)"
     return (
         f"{name} is {test.judgement} than tuned {baseline}: {speedup_text(speedup)} in tokens{wall}, "
-        f"final loss {side} by {abs(test.difference_nats or 0.0):.3f} nats."
+        f"final loss {side} by {abs(test.difference_nats or 0.0):.3f} nats at the same tokens."
     )
 
 
@@ -141,8 +154,14 @@ def speedup_text(speedup: Speedup) -> str:
     """
     if speedup.tokens is None:
         return "speedup undefined"
-    if speedup.flag == "censored":
-        return f"{speedup.bound} {speedup.tokens:.2f}x (outside the baseline's horizons)"
-    low = "0" if speedup.low is None else f"{speedup.low:.2f}"
-    high = "unbounded" if speedup.high is None else f"{speedup.high:.2f}"
-    return f"{speedup.tokens:.2f}x [{low}, {high}]"
+    outside = " (outside the baseline's horizons)" if speedup.flag == "censored" else ""
+    return _factor(speedup.bound, speedup.tokens, speedup.low, speedup.high) + outside
+
+
+def _factor(bound: str, value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return "an undefined factor"
+    if bound:
+        return f"{bound} {value:.2f}x"
+    ends = ("0" if low is None else f"{low:.2f}", "unbounded" if high is None else f"{high:.2f}")
+    return f"{value:.2f}x [{', '.join(ends)}]"

@@ -104,7 +104,7 @@ class Selection:
 def shared_fraction(losses: NDArray[np.float64]) -> float:
     """Intraclass correlation: how much of the noise a seed brings to all horizons alike, between 0 and 1.
 
-    Shapes   losses (num_horizons, num_seeds), the same seeds in every row
+    Shapes   losses (num_horizons, num_seeds), the same seeds in every row; each row is standardised first
     Source   the one-way random-effects estimator, Shrout & Fleiss 1979
 
     >>> shared_fraction(np.array([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]]))
@@ -114,6 +114,10 @@ def shared_fraction(losses: NDArray[np.float64]) -> float:
     if horizons < 2 or seeds < 2:
         return 0.0
     centred = losses - losses.mean(axis=1, keepdims=True)
+    spread = centred.std(axis=1, ddof=1, keepdims=True)
+    if not spread.all():
+        return 0.0
+    centred = centred / spread
     between = horizons * float(np.var(centred.mean(axis=0), ddof=1))
     within = float(((centred - centred.mean(axis=0)) ** 2).sum()) / ((seeds - 1) * (horizons - 1))
     total = between + (horizons - 1) * within
@@ -127,19 +131,25 @@ class ArmLosses:
     tokens: Sequence[int]
     means: Sequence[float]
     num_seeds: Sequence[int]
-    noise: Noise
+    noises: Sequence[Noise]  # of each horizon: a longer run can be much quieter than a short one
     selection: Selection
+    main: int = 0  # the horizon at which the tuning made that selection
     shared: float = 0.0  # of the noise variance: the part that a seed brings to every horizon alike
 
+    @property
+    def variances(self) -> list[float]:
+        """Of the mean losses."""
+        return [noise.variance / n for noise, n in zip(self.noises, self.num_seeds, strict=True)]
+
     def draw(self, rng: np.random.Generator, num: int) -> NDArray[np.float64]:
-        """Replicates of the mean losses (num, num_horizons): the variance itself is redrawn from its chi-square."""
-        degrees = max(self.noise.degrees, 1)
-        deviation = np.sqrt(self.noise.variance * degrees / rng.chisquare(degrees, num))
-        error = deviation[:, None] / np.sqrt(np.asarray(self.num_seeds))
-        shift = self.selection.draw(deviation, rng)
+        """Replicates of the mean losses (num, num_horizons): the variances are redrawn from their chi-square."""
+        degrees = np.array([max(noise.degrees, 1) for noise in self.noises])
+        variances = np.array([noise.variance for noise in self.noises])
+        deviation = np.sqrt(variances * degrees / rng.chisquare(degrees, (num, len(degrees))))
+        shift = self.selection.draw(deviation[:, self.main], rng)
         seed, run = rng.standard_normal((num, 1)), rng.standard_normal((num, len(self.means)))
         noise = math.sqrt(self.shared) * seed + math.sqrt(1.0 - self.shared) * run
-        return np.asarray(self.means) + error * noise + shift[:, None]
+        return np.asarray(self.means) + deviation / np.sqrt(np.asarray(self.num_seeds)) * noise + shift[:, None]
 
 
 def bootstrap_speedup(baseline: ArmLosses, challenger: ArmLosses) -> tuple[float, float, float]:
@@ -151,11 +161,10 @@ def bootstrap_speedup(baseline: ArmLosses, challenger: ArmLosses) -> tuple[float
     inversion. Selection enters by its spread: what it costs on average is part of being tuned, for every optimizer.
     """
     rng = np.random.default_rng(0)
-    variances = [baseline.noise.variance / n for n in baseline.num_seeds]
     horizon = challenger.tokens[0]
-    law = fit_data_law(baseline.tokens, np.asarray(baseline.means), variances)
+    law = fit_data_law(baseline.tokens, np.asarray(baseline.means), baseline.variances)
     point = float(law.invert(challenger.means[0])) / horizon if law.a > 0.0 else math.inf
-    laws = fit_data_law(baseline.tokens, baseline.draw(rng, NUM_REPLICATES), variances)
+    laws = fit_data_law(baseline.tokens, baseline.draw(rng, NUM_REPLICATES), baseline.variances)
     replicates = laws.invert(challenger.draw(rng, NUM_REPLICATES)[:, 0]) / horizon
     tail = (1 - LEVEL) / 2
     low, high = (float(np.quantile(replicates, q, method="nearest")) for q in (tail, 1 - tail))

@@ -11,6 +11,8 @@ from muonlab.errors import UsageError
 
 __all__ = ["check_out", "command_line", "names", "paths", "values"]
 
+FLAGS = {"tokens": "horizon_tokens", "seeds": "num_seeds", "seed": "first_seed", "set": "settings"}  # also in files
+
 
 def values(
     config: Path | None, flags: dict[str, Any], settings: list[str] | None, precision: str | None, compile: bool
@@ -18,7 +20,7 @@ def values(
     """Config file, then flags, then --set: the later wins."""
     from muonlab.study.config import flattened, load_config, parse_setting
 
-    chosen = load_config(config) if config else {}
+    chosen = {FLAGS.get(name, name): value for name, value in (load_config(config) if config else {}).items()}
     chosen |= {name: value for name, value in flags.items() if value is not None}
     chosen["device"] = resolve_device(str(chosen.get("device", "auto")))
     optimizers = chosen.get("optimizers")

@@ -58,7 +58,8 @@ class Progress:
         elif not self.quiet and time.monotonic() - self.spoken > LINE_SECONDS:
             self.spoken = time.monotonic()
             left = (self.expected - done) * (self.spoken - self.started) / max(self.executed, 1.0)
-            print(f"muonlab: {text}, {done / self.expected:.0%}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            eta = f", about {left:.0f} s left" if self.num_executed else ""  # the first runs wait for their imports
+            print(f"muonlab: {text}, {done / self.expected:.0%}{eta}", file=sys.stderr, flush=True)
 
 
 def _bar() -> Any:

@@ -18,7 +18,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase,
 CONVS = nn.modules.conv._ConvNd
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 HEAD_NAMES = re.compile(r"(lm_)?head|classifier|unembed(ding)?|embed_out|fc_out|output_(layer|projection)")
-EMBEDDING_NAMES = re.compile(r"wte|wpe|(\w+_)?(emb|embeds?|embeddings?)")
+EMBEDDING_NAMES = re.compile(r"wte|wpe|pos(itions?|itional)?|(\w+_)?(emb|embeds?|embeddings?)")
 UNNAMED = "parameter "
 EXPERT_NAMES = re.compile(r"(^|[._])experts?([._]|$)")
 

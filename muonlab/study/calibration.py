@@ -35,7 +35,8 @@ class Response:
     """
 
     speed: float = 1.0  # tokens speedup over a response with speed 1 and the same law
-    noise: float = 0.1  # nats, standard deviation between seeds
+    noise: float = 0.1  # nats, standard deviation between seeds at 98304 tokens
+    noise_decay: float = 0.5  # the noise falls as tokens^-noise_decay
     seed_share: float = 0.25  # of the noise variance: what a seed brings to all settings and horizons alike
     floor: float = 1.6
     drop: float = 1.0
@@ -72,7 +73,8 @@ class Landscape:
             return Record(spec=spec, outcome="diverged", diverged_step=1)
         loss = response.expected(spec)
         seed = math.sqrt(response.seed_share) * self._normal(f"{spec.optimizer} seed {spec.seed}")
-        loss += response.noise * (seed + math.sqrt(1.0 - response.seed_share) * self._normal(spec.key))
+        noise = response.noise * (spec.horizon_tokens / HORIZON_TOKENS) ** -response.noise_decay
+        loss += noise * (seed + math.sqrt(1.0 - response.seed_share) * self._normal(spec.key))
         return Record(
             spec=spec, outcome="ok", final_loss=loss, tokens=spec.horizon_tokens, step_seconds=0.01,
             environment={"machine": "simulated"}, params={"hidden": 1},

@@ -110,12 +110,12 @@ def _converged(evidence: Evidence, records: Records, finding: Comparison) -> Che
 def _interior(evidence: Evidence, records: Records, finding: Comparison) -> Check:
     edges = [
         f"{name} {edge} = {cell.settings[edge]} at {cell.horizon_tokens:,} tokens"
+        + ("" if cell.tuning.converged else " (the cap on runs came before its neighbours: raise --max-runs)")
         for name, cell in _cells(evidence)
         for edge in cell.tuning.edges
     ]
-    detail = (
-        f"on an edge of its grid: {'; '.join(edges)}" if edges else "each optimum has tried neighbours on both sides"
-    )
+    tried = "each optimum has tried neighbours on both sides"
+    detail = f"on an edge of what was tried: {'; '.join(edges)}" if edges else tried
     return Check(name="interior", ok=not edges, detail=detail)
 
 

@@ -16,6 +16,7 @@ from muonlab.study.config import ComparisonConfig
 from muonlab.study.space import check_names, coordinates, settable, start
 from muonlab.study.tune import EXHAUSTIVE_GRID, TuningRules
 from muonlab.tasks import catalog as tasks
+from muonlab.tasks.rehearsal import rehearse
 
 __all__ = ["Plan", "base_specs", "plan_comparison"]
 
@@ -120,6 +121,8 @@ def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
     own = {name.partition(".")[2]: v for name, v in config.settings.items() if name.startswith("task.")}
     data = tuple(str(Path(path).absolute()) for path in config.data)
     task = tasks.resolve(info.name, own, data, info.source)
+    if info.name not in tasks.TASKS:
+        rehearse(task)
     defaults = {name: v for name, v in info.options.items() if _plain(v)}
     others = {name: v for name, v in config.settings.items() if not name.startswith(("task.", "opt.", "aux."))}
     specs = {}

@@ -37,7 +37,7 @@ def test_losses_and_intervals(plain):
     assert base.loss_std == pytest.approx(0.1) and ours.loss_std == pytest.approx(0.01)
     assert [at.horizon_tokens for at in base.horizons] == [512, 1024, 2048] and base.num_seeds == 3
     for at, losses in zip(base.horizons, BASE.values(), strict=True):
-        half = stats.t.ppf(0.975, 6) * 0.1 / math.sqrt(3)  # 3 horizons x (3 - 1) degrees
+        half = stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3)  # 3 - 1 degrees
         assert at.losses == tuple(losses) and at.seeds == (0, 1, 2)
         assert (at.low, at.mean, at.high) == pytest.approx(
             (np.mean(losses) - half, np.mean(losses), np.mean(losses) + half)
@@ -48,7 +48,7 @@ def test_losses_and_intervals(plain):
 def test_contrast(plain):
     test = finding(plain).contrasts["ours"]
     parts = 1e-4 / 3, 1e-2 / 3
-    degrees = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 6)
+    degrees = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 2)
     assert test.difference_nats == pytest.approx(-0.2)
     assert test.p_value == pytest.approx(2 * stats.t.sf(0.2 / math.sqrt(sum(parts)), degrees))
 
@@ -57,6 +57,15 @@ def test_tuning_runs_of_the_chosen_settings_sharpen_the_noise(plain):
     """(2.6, 2.9): 0.045 over 1 degree, beside 0.06 over 6; what was not chosen does not count."""
     plain.cell("third", [2.5, 2.4, 2.6], best=LR, trials=[(LR, [2.6, 2.9]), ({"opt.lr": 0.02}, [1.0, 9.0])])
     assert finding(plain).optimizers["third"].loss_std ** 2 == pytest.approx((0.02 + 0.045) / 3)
+
+
+def test_each_horizon_has_its_own_noise(story):
+    for horizon, losses in {**BASE, 2048: [2.10, 2.11, 2.09]}.items():
+        story.cell("base", losses, horizon_tokens=horizon)
+    horizons = finding(story).optimizers["base"].horizons
+    assert [(at.high - at.low) / 2 for at in horizons] == pytest.approx(
+        [stats.t.ppf(0.975, 2) * sd / math.sqrt(3) for sd in (0.1, 0.1, 0.01)]
+    )
 
 
 def test_speedup_in_tokens(plain):
@@ -133,6 +142,9 @@ def test_too_few_horizons_or_seeds_give_no_speedup(story):
     assert found.contrasts["ours"].p_value is not None
     story.cell("base", [2.1], horizon_tokens=2048)
     story.cell("one", [2.3])
+    found = finding(story)
+    assert found.speedup["ours"].flag == "undefined"  # one run has no known error
+    story.cell("base", [2.1, 2.2], horizon_tokens=2048)
     found = finding(story)
     assert found.speedup["ours"].flag == "" and found.speedup["one"].flag == "undefined"
     assert found.contrasts["one"].p_value is None and found.optimizers["one"].loss_std is None

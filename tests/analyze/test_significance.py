@@ -1,6 +1,7 @@
 """Tests, intervals and who may say "better"."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,7 +161,22 @@ def test_student_errors():
 def test_better_takes_both_the_losses_and_the_interval(difference, low, high, expected):
     noise = Noise(1e-4, 12)
     test = contrast([1.0 + difference] * 5, [1.0] * 5, (noise, noise))
-    assert judge(test, speedup(low=low, high=high)) == expected
+    assert judge({"b": test}, {"b": speedup(low=low, high=high)})["b"].judgement == expected
+
+
+def test_more_challengers_need_more_evidence():
+    """Holm: of three, the smallest p value is held against a third of 5 %, the next against a half."""
+    noise, quick = Noise(1e-2, 10**6), speedup(low=1.1, high=1.6)
+    tests = {
+        name: contrast([1.0 - gap] * 5, [1.0] * 5, (noise, noise))
+        for name, gap in (("a", 0.130), ("b", 0.160), ("c", 0.200))  # p = 0.040, 0.011, 0.002
+    }
+    assert judge({"a": tests["a"]}, {"a": quick})["a"].judgement == "better"
+    judged = judge(tests, dict.fromkeys(tests, quick))
+    assert [judged[name].judgement for name in "abc"] == ["better", "better", "better"]
+    tests["b"] = contrast([1.0 - 0.135] * 5, [1.0] * 5, (noise, noise))  # p = 0.033, above a half of 5 %
+    judged = judge(tests, dict.fromkeys(tests, quick))
+    assert [judged[name].judgement for name in "abc"] == ["unresolved", "unresolved", "better"]
 
 
 def test_only_four_broken_rules_withhold_the_verdict():
@@ -178,12 +194,17 @@ def test_the_sentence_of_every_result():
     better, worse, equal = (contrast([1.0 + d] * 5, [1.0] * 5, (noise, noise)) for d in (-0.2, 0.2, -0.001))
     slower = speedup(0.7, 0.6, 0.8)
     bound = speedup(8.0, 8.0, None, flag="censored", bound=">")
-    assert verdict("a", {"b": better}, {"b": speedup()}, []) == (
-        "b is better than tuned a: 1.40x [1.20, 1.60] in tokens, final loss lower by 0.200 nats."
+    timed = replace(speedup(), wall=1.1, wall_low=0.9, wall_high=1.3)
+    assert verdict("a", {"b": better}, {"b": timed}, []) == (
+        "b is better than tuned a: 1.40x [1.20, 1.60] in tokens and 1.10x [0.90, 1.30] in wall-clock, "
+        "final loss lower by 0.200 nats at the same tokens."
     )
-    assert verdict("a", {"b": worse}, {"b": slower}, []) == (
-        "b is worse than tuned a: 0.70x [0.60, 0.80] in tokens, final loss higher by 0.200 nats."
-    )
+    for sped, checks in ((speedup(), []), (timed, [check("wall_clock")])):  # no times, or times of a busy machine
+        assert verdict("a", {"b": better}, {"b": sped}, checks) == (
+            "b is better than tuned a: 1.40x [1.20, 1.60] in tokens (wall-clock could not be measured), "
+            "final loss lower by 0.200 nats at the same tokens."
+        )
+    assert verdict("a", {"b": worse}, {"b": slower}, []).startswith("b is worse than tuned a: 0.70x [0.60, 0.80] in")
     assert "> 8.00x (outside the baseline's horizons)" in verdict("a", {"b": better}, {"b": bound}, [])
     able = f"{equal.resolvable_nats:.3f}"
     assert verdict("a", {"b": equal}, {"b": speedup()}, []) == (

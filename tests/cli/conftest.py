@@ -128,6 +128,8 @@ class Task:
         if (self.folder / "broken").exists():
             self.error()
         loss = ((model(batch) - batch.sum(1, keepdim=True)) ** 2).mean()
+        if (self.folder / "inf").exists() and not torch.is_grad_enabled():
+            return loss + float("inf")
         return loss * float("nan") if (self.folder / "nan").exists() else loss
 
     def evaluation(self):

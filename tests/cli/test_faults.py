@@ -104,6 +104,7 @@ def test_a_second_ctrl_c_does_not_wait(program, own):
         "train", own, "--tokens", "64", "--batch-tokens", "4", "--set", f"task.folder={program.folder}"
     )
     until((program.folder / "hanging").exists)
+    time.sleep(0.3)  # a driver that is slower than its run does not yet know that it has one
     call.kill(signal.SIGINT)
     time.sleep(0.5)
     started = time.monotonic()
@@ -119,6 +120,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(program, own):
     (program.folder / "5").write_text("pause")
     call = program.start(*arguments)
     until((program.folder / "pausing").exists)
+    time.sleep(0.3)
     call.kill(signal.SIGINT)
     assert call.wait().code == 130
     (checkpoint,) = (program.folder / "saved").glob("*/step-*.pt")

@@ -105,6 +105,14 @@ def test_a_diverged_run_is_a_result(program, own):
     assert shown.code == 0 and "diverged" in shown.out and "Traceback" not in shown.out + shown.err
 
 
+def test_a_number_that_is_none_is_null(program, own):
+    (program.folder / "inf").touch()
+    done = program("train", own, "--tokens", "64", "--batch-tokens", "4", "--eval-every", "8", "--json")
+    assert done.code == 0 and done.json["outcome"] == "diverged"
+    assert done.json["eval_steps"] == [8, 16] and done.json["eval_loss"] == [None, None]
+    assert program("runs", "show", done.json["key"][:12], "--json").json["eval_loss"] == [None, None]
+
+
 def test_a_failed_run_is_exit_code_1(program, own):
     (program.folder / "0").write_text("error")
     done = program("train", own, "--tokens", "64", "--batch-tokens", "4", "--json")

@@ -171,7 +171,7 @@ def test_converged_is_broken_by_a_cap_at_any_horizon(case, name, horizon):
 def test_interior_is_broken_by_an_optimum_on_an_edge_at_any_horizon(case, name, horizon):
     case.tuning(name, horizon, edges=("opt.lr",))
     value = case.cell(name, horizon).settings["opt.lr"]
-    assert_breaks(case, "interior", f"on an edge of its grid: {name} opt.lr = {value} at {horizon:,} tokens")
+    assert_breaks(case, "interior", f"on an edge of what was tried: {name} opt.lr = {value} at {horizon:,} tokens")
 
 
 def test_own_schedule_is_broken_by_a_loss_read_before_the_end(case):
