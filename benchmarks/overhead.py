@@ -121,7 +121,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [command_row(), *loop_rows(), child_row(), worker_row()]
     for row in rows:
-        print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, file=sys.stderr)
+        print({k: round(value, 4) if isinstance(value, float) else value for k, value in row.items()}, file=sys.stderr)
     document = json.dumps({"environment": environment("cpu"), "system": platform.platform(), "rows": rows}, indent=1)
     if arguments.out:
         arguments.out.write_text(document + "\n")

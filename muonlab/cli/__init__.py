@@ -27,6 +27,8 @@ def main() -> None:
         try:
             _app()()
         finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # what is left is to say how it ended
             sys.stdout.flush()
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # typer makes exit code 1 of it
