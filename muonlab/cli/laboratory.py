@@ -11,7 +11,6 @@ from typing import Any
 
 from muonlab.errors import UsageError, unknown
 from muonlab.records.record import json_text
-from muonlab.records.store import Store
 
 __all__ = ["Laboratory", "print_json", "resolve_device", "users_code"]
 
@@ -41,6 +40,7 @@ class Laboratory:
         from muonlab.execute.executor import Observation
         from muonlab.execute.local import LocalExecutor
         from muonlab.execute.runner import Runner
+        from muonlab.records.store import Store
         from muonlab.study.protocol import drive
 
         with Store(self.store_url) as store, Progress(expected_tokens, quiet=not self.show_progress) as progress:

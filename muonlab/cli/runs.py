@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,9 @@ from muonlab.cli import options as opt
 from muonlab.cli.laboratory import print_json
 from muonlab.cli.show import show_record
 from muonlab.errors import UsageError, unknown
-from muonlab.records.store import Store
+
+if TYPE_CHECKING:
+    from muonlab.records.store import Store
 
 __all__ = ["app"]
 
@@ -79,6 +81,7 @@ def import_(
 ) -> None:
     """Add the runs of a file to the store; what is there already stays."""
     from muonlab.records.importers import import_jsonl
+    from muonlab.records.store import Store
 
     records = import_jsonl(path)
     with Store(store) as opened:
@@ -97,8 +100,10 @@ def remove(
     print(f"{removed} runs removed from {store}")
 
 
-def _existing(url: str) -> Store:
+def _existing(url: str) -> "Store":
     """The store, which must exist: looking at runs makes no new file."""
+    from muonlab.records.store import Store
+
     if "://" not in url and not Path(url).exists():
         raise UsageError(f"there is no store {url}: run a study first, or name another with --store")
     return Store(url)

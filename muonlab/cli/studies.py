@@ -11,7 +11,6 @@ from muonlab.cli.arguments import check_out, command_line, names, paths, values
 from muonlab.cli.laboratory import Laboratory, users_code
 from muonlab.cli.show import show_comparison, show_price, show_tuning
 from muonlab.errors import UsageError
-from muonlab.records.store import Store
 
 __all__ = ["compare", "demo", "report", "tune"]
 
@@ -114,6 +113,7 @@ def tune(
     dry_run: opt.DryRun = False,
 ) -> None:
     """Tune one optimizer by coordinate descent and print where each hyperparameter ended, and why."""
+    from muonlab.records.store import Store
     from muonlab.study.config import validated
     from muonlab.study.plan import plan_comparison
     from muonlab.study.tune import tune as protocol
@@ -148,6 +148,7 @@ def report(
 ) -> None:
     """Show a finished study again, and write its HTML report. Runs nothing."""
     from muonlab.records.evidence import Evidence
+    from muonlab.records.store import Store
     from muonlab.study.fairness import conclude
 
     with Store(store, read_only=True) as opened:
@@ -164,6 +165,7 @@ def report(
 
 
 def _compare(chosen: dict[str, Any], laboratory: Laboratory, out: Path, json: bool, dry_run: bool) -> None:
+    from muonlab.records.store import Store
     from muonlab.study.compare import compare as protocol
     from muonlab.study.config import validated
     from muonlab.study.fairness import conclude

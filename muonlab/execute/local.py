@@ -66,18 +66,16 @@ class LocalExecutor:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         waiting = deque((spec, 1) for spec in specs)
-        children: dict[Connection, _Child] = {}
+        children: list[_Child] = []
         try:
             while waiting or children:
                 while waiting and len(children) < self.workers:
-                    child = self._start(context, *waiting.popleft(), observation)
-                    children[child.connection] = child
-                for connection in wait(list(children)):
-                    child = children[connection]
+                    children.append(self._start(context, *waiting.popleft(), observation))
+                for child in _ready(children):
                     record = child.receive(observation)
                     if record is None and not child.lost:
                         continue
-                    del children[connection]
+                    children.remove(child)
                     child.end()
                     if record is not None:
                         yield record
@@ -86,7 +84,7 @@ class LocalExecutor:
                     else:
                         yield child.failed()
         finally:
-            _stop(children.values())
+            _stop(children)
 
     def _start(self, context: Any, spec: RunSpec, attempt: int, observation: Observation) -> "_Child":
         ours, theirs = context.Pipe()
@@ -101,7 +99,7 @@ class LocalExecutor:
         return _Child(spec, attempt, process, ours)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Child:
     """The driver's end of one running child."""
 
@@ -117,6 +115,8 @@ class _Child:
         Raises   UsageError if the child says that the spec can't be run
         """
         try:
+            if not self.connection.poll():
+                raise EOFError  # it ended, and a process that it left behind keeps the pipe open
             kind, value = self.connection.recv()
         except (EOFError, OSError):
             self.lost = True
@@ -137,6 +137,12 @@ class _Child:
         how = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
         return _failed(self.spec, f"the run's process was {how}{hint}, {self.attempt} times", self.attempt)
+
+
+def _ready(children: Collection[_Child]) -> list[_Child]:
+    """Wait for children that have something to say, or that have ended."""
+    ready = set(wait([handle for c in children for handle in (c.connection, c.process.sentinel)]))
+    return [c for c in children if c.connection in ready or c.process.sentinel in ready]
 
 
 def _stop(children: Collection[_Child]) -> None:
@@ -188,6 +194,7 @@ def _child_main(
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's; it ends us by closing the pipe
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    multiprocessing.current_process().daemon = False  # a task may have processes of its own: a DataLoader's workers
     torch.set_num_threads(threads)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the driver's stdout carries results, not what a task prints
     stop = threading.Event()
@@ -206,7 +213,8 @@ def _child_main(
         connection.send(("tokens", unsent[0]))
         connection.send(("record", record.to_dict()))
     except UsageError as error:
-        connection.send(("usage", str(error)))
+        with suppress(OSError):
+            connection.send(("usage", str(error)))
     except (BrokenPipeError, _interrupted()):
         os._exit(1)
 

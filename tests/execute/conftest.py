@@ -80,6 +80,16 @@ class Task:
     def slow(self):
         time.sleep(0.6)
 
+    def orphan(self):
+        if os.fork() == 0:  # keeps open whatever its parent has open
+            time.sleep(20)
+            os._exit(0)
+        self.kill()
+
+    def workers(self):
+        from torch.utils.data import DataLoader
+        assert [len(batch) for batch in DataLoader(range(10), 5, num_workers=1, generator=torch.Generator())] == [5, 5]
+
     def hang(self):
         time.sleep(1000)
 '''

@@ -21,6 +21,7 @@ from muonlab.train.loop import train
 
 ENDINGS = {  # how -> what the record says
     "kill": "killed by SIGKILL (out of memory?), 2 times",
+    "orphan": "killed by SIGKILL (out of memory?), 2 times",
     "segfault": "killed by SIGSEGV, 2 times",
     "quit": "ended with exit code 3, 2 times",
     "leave": "ended with exit code 4, 2 times",
@@ -37,13 +38,16 @@ def run(executor, specs, observation=None):
 @pytest.fixture(scope="module")
 def ended(make_spec, tmp_path_factory):
     """One call with a run of every ending and two that are fine, two at a time."""
+    started = time.monotonic()
     folder = tmp_path_factory.mktemp("orders")
     for seed, how in enumerate(ENDINGS, 1):
         (folder / str(seed)).write_text(how)
     (folder / "50").write_text("kill 1")
     (folder / "51").write_text("chatter")
-    specs = [make_spec(seed, folder) for seed in (0, *range(1, len(ENDINGS) + 1), 50, 51, 99)]
+    (folder / "52").write_text("workers")
+    specs = [make_spec(seed, folder) for seed in (0, *range(1, len(ENDINGS) + 1), 50, 51, 52, 99)]
     records = run(LocalExecutor(workers=2), specs)
+    assert time.monotonic() - started < 35, "nobody waits for what a task leaves behind"
     for order in folder.iterdir():
         order.unlink()
     return records, {spec.seed: train(spec) for spec in specs}
@@ -79,6 +83,11 @@ def test_a_run_that_is_killed_once_is_run_again(ended):
 def test_a_run_may_print_as_much_as_it_likes(ended):
     records, quiet = ended
     assert same_result(records[51], quiet[51])
+
+
+def test_a_run_may_have_processes_of_its_own(ended):
+    records, quiet = ended
+    assert same_result(records[52], quiet[52]), records[52].error
 
 
 def test_children_give_what_the_process_itself_gives(make_spec):
