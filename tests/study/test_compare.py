@@ -214,7 +214,7 @@ def test_a_run_more_makes_no_difference_to_a_study_that_is_capped(study):
     main = {n: arm.cell(H).tuning for n, arm in made.evidence.arms.items()}
     assert not main["a"].converged and main["a"].num_runs <= 20 and main["b"].converged
     assert made.evidence.max_runs == 20 and not next(c.ok for c in made.finding.checks if c.name == "converged")
-    assert made.finding.verdict.startswith("Verdict withheld: interior: on an edge of its grid: a opt.lr = ")
+    assert made.finding.verdict.startswith("Verdict withheld: interior: on an edge of what was tried: a opt.lr = ")
 
 
 def spoiled(landscape: Landscape, outcome: str, wanted):
