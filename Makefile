@@ -4,7 +4,7 @@
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
-TESTS := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup
+TESTS := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadfile
 
 demo: $(READY)  ## the main job on embedded text: verdict, intervals, report
 	.venv/bin/muonlab demo

@@ -90,9 +90,11 @@ class Record:
 def same_result(a: Record, b: Record) -> bool:
     """Whether two records of one spec tell the same story bit for bit; times and machines are not part of it."""
     times = {"wall_seconds", "step_seconds", "eval_seconds", "created"}
-    ignored = times | {"peak_bytes", "environment", "attempts", "error"}
+    ignored = times | {"peak_bytes", "environment", "attempts", "error", "spec"}
     left, right = asdict(a), asdict(b)
-    return all(json_text(left[name]) == json_text(right[name]) for name in left if name not in ignored)
+    return a.key == b.key and all(
+        json_text(left[name]) == json_text(right[name]) for name in left if name not in ignored
+    )
 
 
 def json_text(value: Any) -> str:

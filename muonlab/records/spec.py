@@ -88,6 +88,8 @@ class RunSpec:
             )
         if _number("clip", self.clip) < 0:
             raise UsageError(f"clip must be 0 (none) or positive, got {self.clip}")
+        if not isinstance(self.compile, bool):
+            raise UsageError(f"compile must be true or false, got {self.compile!r}")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         for name in ("task_options", "hyperparameters", "numerics"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -68,3 +69,10 @@ def test_from_dict_refuses_what_is_not_a_record(make, change, words):
 def test_from_dict_refuses_what_is_not_even_close(values):
     with pytest.raises(UsageError):
         Record.from_dict(values)
+
+
+def test_where_the_files_lay_is_no_part_of_a_result(make):
+    record = make(0)
+    moved = replace(record, spec=replace(record.spec, source="/elsewhere/task.py", data=("/elsewhere/text.txt",)))
+    assert same_result(record, moved)
+    assert not same_result(record, replace(record, spec=replace(record.spec, seed=7)))

@@ -193,3 +193,9 @@ def test_from_dict_refuses_what_it_does_not_know(change, words):
         RunSpec.from_dict({**BASE, **change})
     with pytest.raises(UsageError, match=r"not a run: .*task"):
         RunSpec.from_dict({"optimizer": "adamw", "horizon_tokens": 1, "batch_tokens": 1})
+
+
+@pytest.mark.parametrize("value", ["False", 0, None])
+def test_compile_is_a_truth_value(value):
+    with pytest.raises(UsageError, match="compile must be true or false"):
+        RunSpec(task="text", optimizer="adamw", horizon_tokens=8, batch_tokens=8, compile=value)
