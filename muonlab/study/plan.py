@@ -10,7 +10,6 @@ from muonlab.errors import UsageError, unknown
 from muonlab.optim import catalog
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec, Schedule
-from muonlab.records.spec import Value
 from muonlab.study.compare import SHORTEST_RATIO, ComparisonRules
 from muonlab.study.config import ComparisonConfig
 from muonlab.study.space import check_names, coordinates, settable, start
@@ -101,9 +100,9 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
     first = bases[config.optimizers[0]]
     check_names(config.optimizers, first, config.tune)
     final = tuple(range(config.first_seed, config.first_seed + config.num_seeds))
-    start = FIRST_TUNING_SEED + config.first_seed
+    first_tuning = FIRST_TUNING_SEED + config.first_seed
     tuning = TuningRules(
-        seeds=tuple(range(start, start + config.max_tuning_seeds)),
+        seeds=tuple(range(first_tuning, first_tuning + config.max_tuning_seeds)),
         first_seeds=config.tuning_seeds,
         max_runs=config.max_runs,
     )
@@ -174,10 +173,3 @@ def _check_batch(spec: RunSpec, task: tasks.Task) -> None:
 
 def _plain(value: Any) -> bool:
     return isinstance(value, bool | int | float | str | tuple | None)
-
-
-def settings_of(spec: RunSpec) -> dict[str, Value]:
-    """Everything that a run sets, under dotted names, for people to read."""
-    schedule = {f"schedule.{name}": getattr(spec.schedule, name) for name in Schedule.__dataclass_fields__}
-    options = {f"task.{name}": value for name, value in spec.task_options.items()}
-    return {**spec.hyperparameters, **schedule, "clip": spec.clip, "batch_tokens": spec.batch_tokens, **options}

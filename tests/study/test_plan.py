@@ -10,7 +10,7 @@ from muonlab.optim.rule import Hyperparameter
 from muonlab.study.calibration import Landscape, Response
 from muonlab.study.compare import compare
 from muonlab.study.config import validated
-from muonlab.study.plan import base_specs, plan_comparison, settings_of
+from muonlab.study.plan import base_specs, plan_comparison
 from muonlab.study.protocol import drive
 from muonlab.study.space import coordinates
 from muonlab.study.tune import tune
@@ -62,7 +62,7 @@ def test_settings_reach_the_runs_they_are_for():
     assert {s.get("opt.weight_decay") for s in specs.values()} == {0.05}
     assert {(s.schedule.kind, s.clip, s.get("task.width")) for s in specs.values()} == {("cosine", 0.5, 16)}
     for name, spec in specs.items():
-        assert settings_of(spec)["schedule.kind"] == "cosine" and settings_of(spec)["task.depth"] == 1
+        assert spec.get("schedule.kind") == "cosine" and spec.get("task.depth") == 1
         start = next(h.default for h in coordinates(name, spec, ["opt.lr", "opt.weight_decay"]) if "decay" in h.name)
         assert start == 0.05  # what is set is where the tuning starts
 
