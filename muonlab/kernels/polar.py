@@ -231,3 +231,24 @@ def _exact(x: Tensor) -> Tensor:
     u, s, vh = torch.linalg.svd(x / torch.where(peak > 0, peak, 1.0), full_matrices=False)
     floor = max(x.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
     return (u * (s > floor).unsqueeze(-2)) @ vh
+
+
+def polar_each(xs, *, dtype=None, num_poles=3, **keywords):
+    return [polar(x, dtype=dtype or torch.bfloat16, **keywords) for x in xs]
+
+
+@dataclass(frozen=True)
+class Route:
+    method: str
+    coefficients: Coefficients | None
+    num_poles: int | None
+    dtype: torch.dtype
+
+    def describe(self) -> str:
+        if self.method == "exact":
+            return "exact"
+        return f"{self.method}:{self.coefficients.name}:{self.coefficients.num_steps}:{str(self.dtype)[6:]}"
+
+
+def resolve(fan_out, fan_in, *, method, coefficients, num_poles, dtype, device_type):
+    return Route(method, coefficients, num_poles, dtype or torch.bfloat16)

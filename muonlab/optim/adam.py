@@ -9,7 +9,8 @@ from torch import Tensor
 
 from muonlab.kernels.moments import bias_correction, ema_, ema_square_
 from muonlab.optim.engine import Engine
-from muonlab.optim.rule import Rule, StateField, hp
+from muonlab.optim.hyperparameter import hp
+from muonlab.optim.rule import Rule, StateField
 
 __all__ = ["AdamW", "AdamWRule"]
 
@@ -24,6 +25,7 @@ def fused_adamw_(
     t: int,
     lr: float,
     weight_decay: float,
+    live: Tensor | None = None,
 ) -> None:
     """Whole AdamW step on parameters of one dtype and device, by torch's fused kernel.
 
@@ -45,7 +47,7 @@ def fused_adamw_(
         eps=rule.eps,
         maximize=False,
         grad_scale=None,
-        found_inf=None,
+        found_inf=None if live is None else (~live).to(torch.float32),
     )
 
 

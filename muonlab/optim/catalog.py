@@ -131,7 +131,7 @@ def numerics_version(name: str) -> str:
     """Changes whenever the same run would give other numbers.
 
     >>> numerics_version("muon")
-    'muon:1+adamw:1'
+    'muon:2+adamw:1'
     """
     cls = get(name)
     rules = [cls.rule] + ([cls.companion] if cls.companion else [])
@@ -156,9 +156,10 @@ def conventions(name: str, hyperparameters: Mapping[str, Any] | None = None) -> 
     {'weight decay': 'decoupled', 'scale rule': 'original', 'polar factor': 'newton_schulz:jordan:5:bfloat16'}
     """
     rule = get(name).rule
-    found = {"weight decay": rule.decay}
+    arguments = _arguments(name, hyperparameters or {})
+    found = {"weight decay": arguments.get("decay", rule_defaults(rule)["decay"])}
     if rule.is_matrix_rule():
-        scale = _arguments(name, hyperparameters or {}).get("adjust_lr_fn") or "original"
+        scale = arguments.get("adjust_lr_fn") or "original"
         found |= {"scale rule": str(scale), "polar factor": polar_description(name, hyperparameters)}
     return found
 

@@ -2,31 +2,33 @@
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from muonlab.optim.blocks import blocks_of
 from muonlab.optim.groups import (
     COMPANION_DEFAULTS,
     FLAGS,
     FOLLOW,
+    SPLITS,
     adopt_group,
+    check_flags,
     complete_group,
     needs_routing,
     refuse_unsupported,
     routed_groups,
     rule_defaults,
 )
+from muonlab.optim.guard import Pending, all_finite, finite_flag, waits_for_host
+from muonlab.optim.inspection import diagnostics_of, explain_table
 from muonlab.optim.rule import Rule, declarations
-from muonlab.optim.state import adopt_state, advance, matrix_shape
+from muonlab.optim.state import adopt_state, advance, lr_fraction, rounding_of
+from muonlab.optim.update import Job, update
 
 __all__ = ["Engine"]
-
-STACK_MAX_SIDE = 256  # a batched product beats a loop up to about this shorter side, on CPU
-WORKSPACE_BYTES = 256 * 2**20  # per stacked call
-FUSED_DEVICES = ("cpu", "cuda")
 
 
 def signature_of(rule: type[Rule], companion: type[Rule] | None) -> inspect.Signature:
@@ -43,7 +45,8 @@ def signature_of(rule: type[Rule], companion: type[Rule] | None) -> inspect.Sign
         parameters.append(inspect.Parameter("amsgrad", positional, default=False))
     late |= FLAGS
     late |= {name: False for name in rule.unsupported if name != "amsgrad"}
-    late |= {"roles": None} | (COMPANION_DEFAULTS if companion else {}) | {"skip_nonfinite": True}
+    late |= {"roles": None} | (SPLITS if rule.is_matrix_rule() else {}) | (COMPANION_DEFAULTS if companion else {})
+    late |= {"skip_nonfinite": True, "compile": False}
     parameters += [inspect.Parameter(name, keyword, default=value) for name, value in late.items()]
     return inspect.Signature(parameters)
 
@@ -52,8 +55,12 @@ class Engine(torch.optim.Optimizer):
     """Base of the drop-in classes; a class names its `rule`, and a `companion` for what the rule cannot take.
 
     Every hyperparameter is read from its param group at each step. A step whose gradients are not all finite is
-    skipped as a whole and counted in `num_skipped`, unless `skip_nonfinite=False`. Gradients are never written.
-    Whatever has to survive `deepcopy`, pickle and `state_dict` lives in `defaults`, `param_groups` and `state`.
+    skipped as a whole and counted in `num_skipped`, unless `skip_nonfinite=False`; on an accelerator the host does not
+    wait to know. Gradients are never written. `compile` (True or the name of a torch.compile backend) makes guard and
+    updates one graph, which is not traced again when a scheduled hyperparameter changes. `rounding` says how new
+    weights in half precision are rounded: "nearest", "stochastic" (bfloat16 only) or from a float32 "master" copy; the
+    last two keep all state in float32. Whatever has to survive `deepcopy`, pickle and `state_dict` lives in `defaults`,
+    `param_groups` and `state`.
     """
 
     rule: ClassVar[type[Rule]]
@@ -68,17 +75,26 @@ class Engine(torch.optim.Optimizer):
         bound.apply_defaults()
         settings = dict(bound.arguments)
         params, roles = settings.pop("params"), settings.pop("roles")
+        splits = {key: settings.pop(key) for key in SPLITS if settings.get(key) is not None}
+        settings = {key: value for key, value in settings.items() if key not in SPLITS}
+        check_flags(settings)
         refuse_unsupported(settings, self.rule)
         self.rule.from_group(settings)
         if self.companion is not None:
             given = {key: settings[key] for key in COMPANION_DEFAULTS if settings[key] is not None or key not in FOLLOW}
             self.companion(**{key.removeprefix("aux_"): value for key, value in given.items()})
         self._reasons: dict[str, str] = {}
+        self._fresh()
         if isinstance(params, set | frozenset | Mapping):
             raise TypeError(f"params must be an ordered iterable of tensors or groups, got {type(params).__name__}")
-        if roles is not None or isinstance(params, nn.Module):
-            params, self._reasons = routed_groups(params, roles, self.rule)
+        if roles is not None or splits or isinstance(params, nn.Module):
+            params, self._reasons = routed_groups(params, roles, self.rule, **splits)
         super().__init__(params, settings)
+
+    def _fresh(self) -> None:
+        """What a copy starts without."""
+        self._pending = Pending()
+        self._traced: Callable[..., Any] | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; entries that are not 2-D are routed, unless `algorithm`, `use_muon` or `role` says it all."""
@@ -118,6 +134,7 @@ class Engine(torch.optim.Optimizer):
     @property
     def num_skipped(self) -> int:
         """Steps that were skipped because a gradient was not finite."""
+        self._settle(wait=True)
         return max(group["num_skipped"] for group in self.param_groups)
 
     @torch.no_grad()
@@ -130,6 +147,11 @@ class Engine(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._update()
+        return loss
+
+    @torch.compiler.disable  # what is worth compiling is compiled inside, see `compile`
+    def _update(self) -> None:
         work = [
             (
                 self._rule(group).from_group(group),
@@ -138,15 +160,37 @@ class Engine(torch.optim.Optimizer):
             )
             for group in self.param_groups
         ]
-        live = [p for _, _, params in work for p in params]
-        self._check_supported(live)
-        if self.defaults["skip_nonfinite"] and not all_finite(p.grad for p in live):
-            for group in self.param_groups:
-                group["num_skipped"] += 1
-            return loss
-        for rule, group, params in work:
-            self._update_group(rule, group, params)
-        return loss
+        grads = [p.grad for _, _, params in work for p in params]
+        self._check_supported([p for _, _, params in work for p in params])
+        compiled, guarded = self.defaults["compile"], self.defaults["skip_nonfinite"] and bool(grads)
+        at_once = guarded and not compiled and waits_for_host(grads)
+        if at_once and not all_finite(grads):
+            self._count_skipped(1)
+            return
+        self._settle(wait=any(rule.step_count != "none" for rule, _, params in work if params))
+        jobs = [job for rule, group, params in work for job in self._jobs(rule, group, params)]
+        if compiled:
+            live = self._compiled([job.traced() for job in jobs], grads if guarded else None)
+        else:
+            live = finite_flag(grads) if guarded and not at_once else None
+            update_all(jobs, live)
+        if live is not None:
+            counters = [state["step"] for job in jobs for state in job.states if "step" in state]
+            self._pending.add(live, counters)
+
+    def _compiled(self, jobs: list[Job], grads: list[Tensor] | None) -> Tensor | None:
+        if self._traced is None:
+            backend = self.defaults["compile"]
+            options = {} if backend is True else {"backend": backend}
+            self._traced = torch.compile(guarded_update, fullgraph=True, dynamic=False, **options)
+        return self._traced(jobs, grads)
+
+    def _count_skipped(self, count: int) -> None:
+        for group in self.param_groups:
+            group["num_skipped"] += count
+
+    def _settle(self, *, wait: bool) -> None:
+        self._count_skipped(self._pending.settle(wait=wait))
 
     def _check_supported(self, params: Sequence[Tensor]) -> None:
         name = type(self).__name__
@@ -160,38 +204,48 @@ class Engine(torch.optim.Optimizer):
             if p.grad.is_meta:
                 raise RuntimeError(f"{name} cannot step on meta tensors: materialise the model first")
 
-    def _update_group(self, rule: Rule, group: Mapping[str, Any], params: Sequence[Tensor]) -> None:
-        role, lr = group.get("role"), rule.lr
+    def _jobs(self, rule: Rule, group: Mapping[str, Any], params: Sequence[Tensor]) -> list[Job]:
+        """Parameters that can be updated together: one device, dtype, rounding and age."""
         buckets: dict[tuple, list[Tensor]] = defaultdict(list)
         for w in params:
-            t = advance(rule, w, self.state[w], role)
-            shape = tuple(w.shape) if rule.is_matrix_rule() else ()
-            buckets[w.device, w.dtype, t, shape].append(w)
-        for (_, _, t, _), ws in buckets.items():
-            if rule.is_matrix_rule():
-                self._update_matrices(rule, group, ws, t)
-                continue
-            together = []
-            for w in ws:
-                g, state = _gradient(rule, w, group["maximize"]), self.state[w]
-                if lr and rule.fused is not None and _laid_out_alike(w, g, state):
-                    together.append((w, g, state))
-                else:
-                    _apply(rule, w, rule.local(g, w, state, t))
-            if together:
-                type(rule).fused(rule, *zip(*together, strict=True), t, lr, rule.weight_decay)
+            t = advance(rule, w, self.state[w], group)
+            buckets[w.device, w.dtype, rounding_of(w, group), t].append(w)
+        return [
+            Job(
+                rule,
+                ws,
+                [w.grad for w in ws],
+                [self.state[w] for w in ws],
+                [blocks_of(w.shape, group) for w in ws] if rule.is_matrix_rule() else [],
+                t,
+                lr_fraction=lr_fraction(rule, group),
+                maximize=group["maximize"],
+                rounding=rounding,
+            )
+            for (_, _, rounding, t), ws in buckets.items()
+        ]
 
-    def _update_matrices(self, rule: Rule, group: Mapping[str, Any], ws: Sequence[Tensor], t: int) -> None:
-        shape = matrix_shape(tuple(ws[0].shape), group.get("role"))
-        for chunk in _chunks(ws, shape):
-            states = [self.state[w] for w in chunk]
-            us = [
-                rule.local(_gradient(rule, w, group["maximize"]), w, state, t).reshape(shape)
-                for w, state in zip(chunk, states, strict=True)
-            ]
-            directions = _matrix_stage(rule, us, states, t)
-            for w, u, state in zip(chunk, directions, states, strict=True):
-                _apply(rule, w, rule.finish(u, w.reshape(shape), state, t).reshape(w.shape))
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch, after every skipped step has been counted."""
+        self._settle(wait=True)
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch; float32 state of half-precision parameters keeps its dtype, where torch rounds it."""
+        self._settle(wait=True)
+        seen: list[dict[str, Any]] = [state_dict]
+        hook = self.register_load_state_dict_pre_hook(lambda _, found: seen.append(found))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        saved = [index for group in seen[-1]["param_groups"] for index in group["params"]]
+        params = [(p, group) for group in self.param_groups for p in group["params"]]
+        for index, (p, group) in zip(saved, params, strict=True):
+            for name, value in seen[-1]["state"].get(index, {}).items():
+                wanted = torch.float32 if rounding_of(p, group) != "nearest" else p.dtype
+                if name != "step" and name in self.state.get(p, {}) and isinstance(value, Tensor) and wanted != p.dtype:
+                    self.state[p][name] = value.to(p.device, wanted, copy=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also the last act of `load_state_dict`: everything is checked before anything is replaced."""
@@ -207,88 +261,37 @@ class Engine(torch.optim.Optimizer):
                 rule = self._rule(group).from_group(group)
                 for p in group["params"]:
                     if p in tensors:
-                        adopted = adopt_state(rule, p, tensors.pop(p), group.get("role"), copy=loading)
+                        adopted = adopt_state(rule, p, tensors.pop(p), group, copy=loading)
                         tensors |= {p: adopted} if adopted else {}
             state = {**state, "param_groups": groups, "state": tensors}
+        self._fresh()
         super().__setstate__(state)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._settle(wait=True)
         return {**super().__getstate__(), "_reasons": self._reasons}
 
     def explain(self) -> str:
         """A table of every parameter: its role, the rule that updates it, why, and the size of a step."""
-        rows = [("parameter", "shape", "role", "rule", "why", "step size")]
-        for group in self.param_groups:
-            rule = self._rule(group).from_group(group)
-            names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
-            for name, p in zip(names, group["params"], strict=True):
-                rows.append((name, *self._explain_one(rule, group, name, p)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-        return "\n".join(line.rstrip() for line in lines)
+        return explain_table(
+            [(self._rule(group).from_group(group), group) for group in self.param_groups], self._reasons
+        )
 
-    def _explain_one(self, rule: Rule, group: Mapping[str, Any], name: str, p: Tensor) -> tuple[str, ...]:
-        default = "an iterable of matrices means in torch: all of them" if rule.is_matrix_rule() else "all of the group"
-        why = self._reasons.get(name, f"param group of role {group['role']}" if "role" in group else default)
-        step_size = rule.lr * rule.scale(matrix_shape(tuple(p.shape), group.get("role")))
-        unit = "spectral norm" if rule.is_matrix_rule() else "per element"
-        shape = " x ".join(map(str, p.shape)) or "scalar"
-        return shape, group.get("role", "-"), rule.name, why, f"{step_size:.4g} {unit}"
+    def diagnostics(self) -> dict[str, float]:
+        """Health of every matrix under tags that TensorBoard takes, computed on demand from weights and momentum.
+
+        See `muonlab.optim.inspection.diagnostics_of` for the quantities and their units.
+        """
+        return diagnostics_of([(self._rule(group).from_group(group), group) for group in self.param_groups], self.state)
 
 
-def all_finite(grads: Iterable[Tensor]) -> bool:
-    """Whether every element is finite.
-
-    A finite norm proves it, at an eighth of the price of looking at each element; a norm that is not may only have
-    overflowed, and is looked into.
-    """
-    buckets: dict[tuple, list[Tensor]] = defaultdict(list)
-    for g in grads:
-        buckets[g.device, g.dtype].append(g)
-    suspects = (gs for gs in buckets.values() if not torch.stack(torch._foreach_norm(gs, 2)).isfinite().all())
-    return all(bool(g.isfinite().all()) for gs in suspects for g in gs)
+def update_all(jobs: Sequence[Job], live: Tensor | None) -> None:
+    for job in jobs:
+        update(job, None if live is None else live.to(job.ws[0].device, non_blocking=True))
 
 
-def _gradient(rule: Rule, w: Tensor, maximize: bool) -> Tensor:
-    g = -w.grad if maximize else w.grad
-    if rule.decay == "coupled" and rule.weight_decay:
-        g = g.add(w, alpha=rule.weight_decay)
-    return g
-
-
-def _apply(rule: Rule, w: Tensor, u: Tensor) -> None:
-    """w <- w - lr (u + decay); at lr = 0 not even a sign bit changes."""
-    if not rule.lr:
-        return
-    if rule.decay == "decoupled" and rule.weight_decay:
-        w.mul_(1 - rule.lr * rule.weight_decay)
-    w.add_(u, alpha=-rule.lr)
-
-
-def _laid_out_alike(w: Tensor, g: Tensor, state: Mapping[str, Tensor]) -> bool:
-    moments = [value for name, value in state.items() if name != "step"]
-    return (
-        w.device.type in FUSED_DEVICES
-        and g.dtype == w.dtype
-        and all(item.stride() == w.stride() for item in (g, *moments))
-    )
-
-
-def _chunks(ws: Sequence[Tensor], shape: tuple[int, ...]) -> Iterable[Sequence[Tensor]]:
-    """Parameters of one shape, in the batches that the matrix stage takes at once."""
-    size = 1
-    if min(shape[-2:]) <= STACK_MAX_SIDE:
-        size = max(1, WORKSPACE_BYTES // max(1, ws[0].numel() * ws[0].element_size()))
-    return (ws[i : i + size] for i in range(0, len(ws), size))
-
-
-def _matrix_stage(rule: Rule, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> Sequence[Tensor]:
-    """`matrix` on a stack; its own state tensors are stacked into a workspace and copied back."""
-    if len(us) == 1:
-        return [rule.matrix(us[0], states[0], t)]
-    mine = [name for name in rule.active_state() if rule.state[name].stage == "matrix"]
-    workspace = {name: torch.stack([state[name] for state in states]) for name in mine}
-    directions = rule.matrix(torch.stack(us), workspace, t)
-    for name, stacked in workspace.items():
-        torch._foreach_copy_([state[name] for state in states], list(stacked))
-    return list(directions)
+def guarded_update(jobs: Sequence[Job], grads: Sequence[Tensor] | None) -> Tensor | None:
+    """Guard and updates as one graph."""
+    live = None if grads is None else finite_flag(grads)
+    update_all(jobs, live)
+    return live

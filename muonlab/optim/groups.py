@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from muonlab.errors import unknown
-from muonlab.optim.routing import UNNAMED, route
+from muonlab.errors import UsageError, unknown
+from muonlab.optim.blocks import blocks_of, check_split
+from muonlab.optim.routing import UNNAMED, match_names, route
 from muonlab.optim.rule import Rule, declarations
 from muonlab.roles import Role
 
@@ -14,7 +16,9 @@ __all__ = [
     "COMPANION_DEFAULTS",
     "FLAGS",
     "FOLLOW",
+    "SPLITS",
     "adopt_group",
+    "check_flags",
     "complete_group",
     "needs_routing",
     "refuse_unsupported",
@@ -22,7 +26,9 @@ __all__ = [
     "rule_defaults",
 ]
 
-FLAGS = {"maximize": False, "foreach": None, "fused": None}
+FLAGS = {"maximize": False, "foreach": None, "fused": None, "rounding": "nearest"}
+ROUNDINGS = ("nearest", "stochastic", "master")
+SPLITS = {"split_sizes": None, "num_heads": None}  # by name in the constructor, plain values in a param group
 SWITCHES = ("amsgrad", "capturable", "differentiable")  # torch's, all off
 SHARED = {*FLAGS, *SWITCHES, "algorithm", "role", "num_skipped", "decoupled_weight_decay"}
 ALIASES = ("use_muon", "use_fallback")
@@ -31,20 +37,40 @@ NOTES = {"params", "param_names", "name", "lr_scale"}  # a user's or timm's anno
 COMPANION_DEFAULTS = {"aux_lr": None, "aux_betas": (0.9, 0.95), "aux_eps": 1e-8, "aux_weight_decay": None}
 FOLLOW = ("aux_lr", "aux_weight_decay")  # None: the same as the main rule's
 MATRIX_ROLES = (Role.HIDDEN, Role.CONV, Role.EXPERT)
+ORDER = (*MATRIX_ROLES, Role.EMBEDDING, Role.HEAD, Role.VECTOR)  # of the param groups
 
 
 def routed_groups(
-    source: nn.Module | Iterable[Any], roles: Mapping[str, Role | str] | None, rule: type[Rule]
+    source: nn.Module | Iterable[Any],
+    roles: Mapping[str, Role | str] | None,
+    rule: type[Rule],
+    **splits: Mapping[str, Any],  # "split_sizes", "num_heads": by name or glob
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """One group per role that occurs, and the reason for each parameter by name. Vectors get no weight decay."""
+    """One group per role and split, and the reason for each parameter by name. Vectors get no weight decay."""
     routes = route(source, roles, strict=rule.is_matrix_rule())
     named = not any(found.name.startswith(UNNAMED) for found in routes)
-    groups = []
-    for role in (Role.HIDDEN, Role.CONV, Role.EXPERT, Role.EMBEDDING, Role.HEAD, Role.VECTOR):
-        members = [(found.name, found.param) if named else found.param for found in routes if found.role is role]
-        if members:
-            groups.append({"params": members, "role": role.value})
+    matched = {key: match_names(key, patterns, [found.name for found in routes]) for key, patterns in splits.items()}
+    members: dict[tuple, list[Any]] = {}
+    for found in routes:
+        split = {key: _frozen(wanted[found.name][0]) for key, wanted in matched.items() if found.name in wanted}
+        if found.parts and rule.is_matrix_rule():
+            split.setdefault("split_sizes", found.parts)
+        if split and found.role is not Role.HIDDEN:
+            raise UsageError(
+                f"{next(iter(split))}: {found.name} is not a hidden matrix but {found.role} ({found.reason})"
+            )
+        check_split(tuple(found.param.shape), split, found.name)
+        entry = (found.name, found.param) if named else found.param
+        members.setdefault((found.role, *split.items()), []).append(entry)
+    groups = [
+        {"params": params, "role": role.value, **dict(split)}
+        for (role, *split), params in sorted(members.items(), key=lambda item: ORDER.index(item[0][0]))
+    ]
     return groups, {found.name: found.reason for found in routes} if named else {}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def resolve_algorithm(group: dict[str, Any], rule: type[Rule], companion: type[Rule] | None) -> str:
@@ -78,7 +104,7 @@ def complete_group(
         group["role"] = str(group["role"])
     group["algorithm"] = resolve_algorithm(group, rule, companion)
     mine = rule if group["algorithm"] == rule.name else companion
-    allowed = {*declarations(mine), *SHARED, *SCHEDULER_KEYS, *NOTES}
+    allowed = {*declarations(mine), *SHARED, *SCHEDULER_KEYS, *NOTES, *(SPLITS if mine.is_matrix_rule() else ())}
     for key in group:
         if key not in allowed:
             raise unknown("key of a param group", key, allowed)
@@ -92,21 +118,39 @@ def complete_group(
         group.setdefault(key, False)
     group.setdefault("num_skipped", 0)
     check_values(group, mine)
+    if group["decay"] == "independent":
+        group.setdefault("initial_lr", float(group["lr"]))  # so that a loop that sets lr by hand counts as a schedule
     return group
 
 
 def check_values(group: Mapping[str, Any], rule: type[Rule]) -> None:
     """Build the rule once for its validation, and check shapes that it cannot take."""
-    rule.from_group(group)
+    built = rule.from_group(group)
+    check_flags(group)
+    params = [item[1] if isinstance(item, tuple) else item for item in group["params"]]
+    if group["rounding"] == "stochastic" and any(param.dtype == torch.float16 for param in params):
+        raise ValueError('rounding="stochastic" is for bfloat16 weights: use "master" for float16')
     if not rule.is_matrix_rule():
         return
-    for item in group["params"]:
-        param = item[1] if isinstance(item, tuple) else item
+    for param in params:
         if param.ndim < 2 or (param.ndim == 3 and group.get("role") not in (Role.EXPERT, Role.CONV)):
             raise ValueError(
                 f"Muon only supports 2D parameters, and one has shape {tuple(param.shape)}: "
                 'leave out `algorithm` to have it routed, or give the group a "role" ("expert" or "conv")'
             )
+
+        check_split(tuple(param.shape), group)
+        if len(blocks_of(param.shape, group)) > 1 and any(f.layout != "param" for f in built.active_state().values()):
+            raise ValueError(f"{rule.name} keeps state per matrix, so split_sizes must be equal parts")
+
+
+def check_flags(settings: Mapping[str, Any]) -> None:
+    """Raises   ValueError or TypeError for an engine's own setting that cannot be"""
+    if settings.get("rounding", "nearest") not in ROUNDINGS:
+        raise ValueError(f"unknown rounding {settings['rounding']!r}: use one of {', '.join(ROUNDINGS)}")
+    compiled = settings.get("compile", False)
+    if not isinstance(compiled, bool | str):
+        raise TypeError(f"compile must be True, False or the name of a torch.compile backend, got {compiled!r}")
 
 
 def refuse_unsupported(settings: Mapping[str, Any], rule: type[Rule]) -> None:

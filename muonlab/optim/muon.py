@@ -1,22 +1,25 @@
 """Muon: momentum, orthogonalised."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from muonlab.kernels.moments import ema_
+from muonlab.kernels.moments import ema_each_, mix_each
 from muonlab.kernels.norms import update_scale
-from muonlab.kernels.polar import DTYPES, JORDAN, METHODS, Coefficients, coefficients_for, polar
+from muonlab.kernels.polar import DTYPES, JORDAN, METHODS, Coefficients, coefficients_for, polar_each, resolve
 from muonlab.optim.adam import AdamWRule
 from muonlab.optim.engine import Engine
-from muonlab.optim.rule import Rule, StateField, choice, hp
+from muonlab.optim.hyperparameter import choice, hp
+from muonlab.optim.rule import Rule, StateField
 
 __all__ = ["Muon", "MuonRule"]
 
 JORDAN_TRIPLE = JORDAN.steps[0]
 WEN = "Wen et al. 2025 (2509.02046), phase I"
+MOMENTUM_FORMS = ("ema", "heavy_ball")
 
 
 def _check_coefficients(value: Any) -> Any:
@@ -39,23 +42,31 @@ def _check_scale(value: Any) -> Any:
     return value
 
 
+def _check_dtype(value: Any) -> Any:
+    return value if value is None else choice("polar_dtype", tuple(DTYPES))(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MuonRule(Rule):
     """Momentum whose singular values are pushed to 1: steepest descent under the spectral norm.
 
-    Math     m <- ema(g, momentum);  u = g + momentum (m - g) if nesterov else m;  scale polar(u)
+    Math     ema:        m <- momentum m + (1 - momentum) g;  u = g + momentum (m - g) if nesterov else m
+             heavy_ball: m <- momentum m + g;                 u = g + momentum m if nesterov else m
+             w <- w - lr scale polar(u), and weight decay
     Shapes   whole matrices (..., fan_out, fan_in)
     Units    lr x scale is the spectral norm of an update
-    Source   Jordan 2024, "Muon: an optimizer for hidden layers in neural networks"
-    Differs  from Jordan's code: momentum is an average, as in torch; the same direction while `momentum` is constant.
-             From torch.optim.Muon: `eps` never shrinks a small gradient; never normalises a momentum buffer in place
+    Source   Jordan 2024, "Muon: an optimizer for hidden layers in neural networks"; the four variants with and
+             without Nesterov and decay: Sato et al. 2025 (2507.01598)
+    Differs  from Jordan's first code: momentum is an average, as in torch; both forms have the same direction while
+             `momentum` is constant. From torch.optim.Muon: `eps` never shrinks a small gradient; never normalises a
+             momentum buffer in place
     """
 
     name: ClassVar[str] = "muon"
-    numerics_version: ClassVar[str] = "1"
+    numerics_version: ClassVar[str] = "2"
     source: ClassVar[str] = 'Jordan 2024, "Muon: an optimizer for hidden layers in neural networks"'
     state: ClassVar[Mapping[str, StateField]] = {"momentum_buffer": StateField("param")}
-    uses_step: ClassVar[bool] = False
+    step_count: ClassVar[str] = "none"
 
     lr: float = hp(
         1e-3,
@@ -68,38 +79,53 @@ class MuonRule(Rule):
     momentum: float = hp(0.95, grid=(0.8, 0.9, 0.95, 0.98), low=0.0, high=1.0, high_closed=False, log=False, source=WEN)
     nesterov: bool = hp(True, kind=bool)
     ns_coefficients: tuple | str = hp(JORDAN_TRIPLE, check=_check_coefficients)
-    eps: float = hp(1e-7, low=0.0)
+    eps: float = hp(1e-7, low=0.0, fixed=True)
     ns_steps: int = hp(JORDAN.num_steps, kind=int, low=1, high=100, high_closed=False)
-    adjust_lr_fn: str | None = hp(None, check=_check_scale)
+    adjust_lr_fn: Any = hp(None, check=_check_scale)  # noqa: RUF009  # a name, or (fan_out, fan_in) -> scale
+    momentum_form: str = hp("ema", check=choice("momentum_form", MOMENTUM_FORMS), keyword=True)
     polar: str = hp("newton_schulz", check=choice("polar method", METHODS), keyword=True)
-    polar_dtype: str = hp("bfloat16", check=choice("polar_dtype", tuple(DTYPES)), keyword=True)
+    num_poles: int = hp(3, kind=int, low=1, high=4, keyword=True)
+    polar_dtype: str | None = hp(None, check=_check_dtype, keyword=True)
 
     def validate(self) -> None:
-        self.coefficients()
+        arguments = {
+            "method": self.polar,
+            "coefficients": coefficients_for(self.ns_coefficients, self.ns_steps),
+            "num_poles": self.num_poles,
+            "dtype": None if self.polar_dtype is None else DTYPES[self.polar_dtype],
+        }
+        resolve(1, 1, **arguments, device_type="cpu")
+        object.__setattr__(self, "_polar", arguments)
 
-    def coefficients(self) -> Coefficients:
-        return coefficients_for(self.ns_coefficients, self.ns_steps)
+    def local_each(
+        self, gs: Sequence[Tensor], ws: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int
+    ) -> list[Tensor]:
+        ms = [state["momentum_buffer"] for state in states]
+        if self.momentum_form == "ema":
+            ema_each_(ms, gs, self.momentum)
+            return mix_each(gs, ms, self.momentum) if self.nesterov else [m.clone() for m in ms]
+        torch._foreach_mul_(ms, self.momentum)
+        torch._foreach_add_(ms, gs)
+        if not self.nesterov:
+            return [m.clone() for m in ms]
+        return list(torch._foreach_add(gs, torch._foreach_mul(ms, self.momentum)))
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
-        m = ema_(state["momentum_buffer"], g, self.momentum)
-        return g.lerp(m, self.momentum) if self.nesterov else m.clone()
+        return self.local_each([g], [w], [state], t)[0]
+
+    def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
+        return polar_each(us, **self._polar, eps=self.eps)
 
     def matrix(self, u: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
-        dtype = DTYPES[self.polar_dtype]
-        return polar(u, method=self.polar, coefficients=self.coefficients(), dtype=dtype, eps=self.eps)
-
-    def finish(self, u: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
-        scale = self.scale(tuple(u.shape))
-        return u if scale == 1.0 else u * scale
+        return self.matrix_each([u], [state], t)[0]
 
     def scale(self, shape: tuple[int, ...]) -> float:
         return update_scale(*shape[-2:], self.adjust_lr_fn)
 
-    def describe_polar(self) -> str:
-        if self.polar == "exact":
-            return "exact"
-        coefficients = self.coefficients()
-        return f"{self.polar}:{coefficients.name}:{coefficients.num_steps}:{self.polar_dtype}"
+    def describe_polar(self, shape: tuple[int, ...] | None = None, device_type: str = "cpu") -> str:
+        if self.polar == "auto" and shape is None:
+            return "auto"
+        return resolve(*(shape or (1, 1))[-2:], **self._polar, device_type=device_type).describe()
 
 
 class Muon(Engine):

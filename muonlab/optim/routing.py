@@ -5,14 +5,14 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from muonlab.errors import UsageError, unknown
 from muonlab.roles import Role
 
-__all__ = ["UNNAMED", "Route", "is_vector", "route"]
+__all__ = ["UNNAMED", "Route", "is_vector", "match_names", "route"]
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
 CONVS = nn.modules.conv._ConvNd
@@ -20,6 +20,8 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 HEAD_NAMES = re.compile(r"(lm_)?head|classifier|unembed(ding)?|embed_out|fc_out|output_(layer|projection)")
 EMBEDDING_NAMES = re.compile(r"wte|wpe|pos(itions?|itional)?|(\w+_)?(emb|embeds?|embeddings?)")
 UNNAMED = "parameter "
+GATES = {"LSTM": 4, "GRU": 3}
+FUSED_NAMES = re.compile(r"c_attn|in_proj|w?qkv(_proj|_weight)?|query_key_value|kv_proj|gate_up_proj", re.IGNORECASE)
 EXPERT_NAMES = re.compile(r"(^|[._])experts?([._]|$)")
 
 
@@ -30,6 +32,7 @@ class Route(NamedTuple):
     param: Tensor
     role: Role
     reason: str
+    parts: tuple[int, ...] = ()  # rows of the matrices that one parameter stacks, where the module says so
 
 
 def route(
@@ -60,11 +63,9 @@ def route(
     head = _output_layer(source) if isinstance(source, nn.Module) else None
     routes = []
     for name, param in zip(names, params, strict=True):
-        if name in wanted:
-            role, reason = wanted[name]
-        else:
-            role, reason = _judge(name, param, owners.get(id(param), []), head, strict)
-        routes.append(Route(name, param, role, reason))
+        owned = owners.get(id(param), [])
+        role, reason = wanted[name] if name in wanted else _judge(name, param, owned, head, strict)
+        routes.append(Route(name, param, role, reason, _parts(param, owned) if role is Role.HIDDEN else ()))
     return routes
 
 
@@ -92,19 +93,34 @@ def _entries(source: object) -> tuple[list[str], list[Tensor]]:
     return [n for n in names if n in kept], [p for n, p in zip(names, params, strict=True) if n in kept]
 
 
-def _match(roles: Mapping[str, Role | str], names: list[str]) -> dict[str, tuple[Role, str]]:
-    wanted: dict[str, tuple[Role, str]] = {}
-    for pattern, value in roles.items():
-        if value not in list(Role):
-            raise unknown("role", value, [str(role) for role in Role])
+def match_names(what: str, patterns: Mapping[str, Any], names: list[str]) -> dict[str, tuple[Any, str]]:
+    """Value and pattern of every parameter that is named, exactly or by a glob.
+
+    An exact name beats a glob, the first glob beats later ones.
+
+    Raises   UsageError for a pattern that matches nothing
+    """
+    if not isinstance(patterns, Mapping):
+        raise UsageError(f"{what} wants a dictionary from parameter names or globs, got {patterns!r}")
+    found: dict[str, tuple[Any, str]] = {}
+    for pattern, value in patterns.items():
         matched = [pattern] if pattern in names else fnmatch.filter(names, pattern)
         if not matched:
-            raise UsageError(f"roles: no parameter is called {pattern!r} (the first ones are {', '.join(names[:5])})")
+            raise UsageError(f"{what}: no parameter is called {pattern!r} (the first ones are {', '.join(names[:5])})")
         for name in matched:
-            exact = name == pattern
-            if exact or name not in wanted:  # an exact name beats a glob, the first glob beats later ones
-                wanted[name] = (Role(value), "named in roles" if exact else f"roles: {pattern}")
-    return wanted
+            if name == pattern or name not in found:
+                found[name] = (value, pattern)
+    return found
+
+
+def _match(roles: Mapping[str, Role | str], names: list[str]) -> dict[str, tuple[Role, str]]:
+    for value in roles.values():
+        if value not in list(Role):
+            raise unknown("role", value, [str(role) for role in Role])
+    return {
+        name: (Role(value), "named in roles" if pattern == name else f"roles: {pattern}")
+        for name, (value, pattern) in match_names("roles", roles, names).items()
+    }
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
@@ -171,6 +187,19 @@ def _by_type(param: Tensor, modules: list[nn.Module]) -> tuple[Role, str] | None
     return None
 
 
+def _parts(param: Tensor, owners: list[tuple[str, nn.Module]]) -> tuple[int, ...]:
+    """Rows of the matrices that torch's own modules stack into one parameter: gates, and query, key and value."""
+    for path, module in owners:
+        count = 1
+        if isinstance(module, nn.MultiheadAttention) and path.endswith("in_proj_weight"):
+            count = 3
+        elif isinstance(module, nn.RNNBase | nn.RNNCellBase) and "weight_hr" not in path:
+            count = GATES.get(type(module).__name__.removesuffix("Cell"), 1)
+        if count > 1:
+            return (param.shape[0] // count,) * count
+    return ()
+
+
 def _by_name(name: str, param: Tensor) -> tuple[Role, str] | None:
     if is_vector(param):
         return None
@@ -189,7 +218,9 @@ def _by_shape(name: str, param: Tensor, strict: bool) -> tuple[Role, str]:
     if is_vector(param):
         return Role.VECTOR, "at most one dimension above one"
     if param.ndim == 2:
-        return Role.HIDDEN, "a matrix between hidden layers"
+        owner = name.removesuffix(".weight").rpartition(".")[2]
+        fused = "; fused? then say so in split_sizes" if FUSED_NAMES.fullmatch(owner) else ""
+        return Role.HIDDEN, f"a matrix between hidden layers{fused}"
     if param.ndim > 3 and not name.startswith(UNNAMED):
         return Role.CONV, f"{param.ndim} dimensions, flattened to a matrix"
     if not strict:

@@ -1,15 +1,17 @@
 """Rule: an optimizer's mathematics as a value. The engine does everything else."""
 
-import math
-import numbers
-from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Hyperparameter", "Rule", "StateField", "hp"]
+from muonlab.optim.hyperparameter import Declaration, Hyperparameter, choice, hp
+
+__all__ = ["DECAYS", "Hyperparameter", "Rule", "StateField", "declarations", "hp"]
+
+DECAYS = ("decoupled", "independent", "coupled", "cautious")
 
 Layout = Literal["param", "row", "block", "matrix", "scalar"]
 Shape = tuple[int, ...]
@@ -39,165 +41,33 @@ class StateField:
         return () if self.shape is None else self.shape(matrix)
 
 
-@dataclass(frozen=True)
-class Hyperparameter:
-    """A hyperparameter under its lab name, with the grid that a study sweeps.
-
-    `low` and `high` are natural bounds: an optimum that sits on a closed one (weight decay 0) is interior, since
-    nothing lies beyond it. `log` means that the grid is geometric.
-    """
-
-    name: str  # "opt.lr", "aux.beta1"
-    default: Any
-    grid: tuple[Any, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    low_closed: bool = True
-    high_closed: bool = True
-    log: bool = True
-    unit: str = ""
-    source: str = ""  # of the grid
-
-    def is_natural_bound(self, value: float) -> bool:
-        """Whether nothing lies beyond `value`, so that an optimum there needs no wider grid.
-
-        >>> Hyperparameter("opt.weight_decay", 0.1, (0.0, 0.1, 0.2), low=0.0).is_natural_bound(0.0)
-        True
-        """
-        return (self.low_closed and value == self.low) or (self.high_closed and value == self.high)
-
-    def extend(self, side: Literal["low", "high"]) -> float | None:
-        """The next value beyond an end of the grid, or None where a natural bound is in the way.
-
-        Math     log: the ratio of the two values at that end goes on; else 1 - value is halved (up) or doubled (down)
-
-        >>> Hyperparameter("opt.lr", 1e-3, (0.004, 0.008, 0.016), low=0.0).extend("high")
-        0.032
-        >>> Hyperparameter("opt.beta1", 0.9, (0.9, 0.95, 0.98), low=0.0, high=1.0, log=False).extend("high")
-        0.99
-        >>> Hyperparameter("opt.weight_decay", 0.1, (0.0, 0.1, 0.2), low=0.0).extend("low") is None
-        True
-        """
-        if side not in ("low", "high"):
-            raise ValueError(f"side must be 'low' or 'high', got {side!r}")
-        if not self.grid:
-            return None
-        grid = sorted(self.grid, reverse=side == "low")
-        end, before = grid[-1], grid[-2] if len(grid) > 1 else 0.0
-        if self.is_natural_bound(end):
-            return None
-        if self.log:
-            value = end * (end / before if before else (2.0 if side == "high" else 0.5))
-        else:
-            value = 1 - (1 - end) * (0.5 if side == "high" else 2.0)
-        value = float(f"{value:.12g}")
-        return value if value != end and self._allows(value) else None
-
-    def _allows(self, value: float) -> bool:
-        above = self.low is None or value > self.low or (self.low_closed and value == self.low)
-        below = self.high is None or value < self.high or (self.high_closed and value == self.high)
-        return above and below and math.isfinite(value)
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """What `hp` attaches to a field: enough to validate it, to sweep it and to print it."""
-
-    kind: type
-    grid: tuple
-    low: float | None
-    high: float | None
-    low_closed: bool
-    high_closed: bool
-    log: bool
-    unit: str
-    source: str
-    parts: tuple[str, ...]
-    check: Callable[[Any], Any] | None
-    keyword: bool
-
-    def clean(self, name: str, value: Any) -> Any:
-        """The value as the mathematics wants it; ValueError or TypeError if it cannot be."""
-        if self.check is not None:
-            return self.check(value)
-        if self.parts:
-            return self._clean_parts(name, value)
-        if self.kind is bool:
-            if not isinstance(value, bool | int) or value not in (0, 1):
-                raise TypeError(f"{name} must be True or False, got {value!r}")
-            return bool(value)
-        label = "learning rate" if name == "lr" else f"{name} value"
-        return self._clean_number(name, label, value)
-
-    def _clean_parts(self, name: str, value: Any) -> tuple[float, ...]:
-        if isinstance(value, str) or not isinstance(value, tuple | list):
-            raise TypeError(f"{name} must be a tuple of {len(self.parts)} numbers, got {value!r}")
-        if len(value) != len(self.parts):
-            raise ValueError(f"{name} must have {len(self.parts)} values, got {len(value)}")
-        if len({isinstance(item, Tensor) for item in value}) > 1:
-            raise ValueError(f"{name} must be either both floats or both Tensors")
-        label = f"{name.removesuffix('s')} parameter at index"
-        return tuple(self._clean_number(f"{name}[{i}]", f"{label} {i}", item) for i, item in enumerate(value))
-
-    def _clean_number(self, name: str, label: str, value: Any) -> float | int:
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise ValueError(f"Tensor {name} must be 1-element")
-            value = value.item()
-        wanted = numbers.Integral if self.kind is int else numbers.Real
-        if isinstance(value, bool) or not isinstance(value, wanted):
-            raise TypeError(f"{name} must be {'an integer' if self.kind is int else 'a number'}, got {value!r}")
-        if not math.isfinite(value):
-            raise ValueError(f"Invalid {label}: {value}: must be finite")
-        if self.low is not None and (value < self.low or (value == self.low and not self.low_closed)):
-            raise ValueError(f"Invalid {label}: {value}: must be {'>=' if self.low_closed else '>'} {self.low:g}")
-        if self.high is not None and (value > self.high or (value == self.high and not self.high_closed)):
-            raise ValueError(f"Invalid {label}: {value}: must be {'<=' if self.high_closed else '<'} {self.high:g}")
-        return self.kind(value)
-
-
-def hp(
-    default: Any,
-    *,
-    kind: type = float,
-    grid: tuple = (),
-    low: float | None = None,
-    high: float | None = None,
-    low_closed: bool = True,
-    high_closed: bool = True,
-    log: bool = True,
-    unit: str = "",
-    source: str = "",
-    parts: tuple[str, ...] = (),
-    check: Callable[[Any], Any] | None = None,
-    keyword: bool = False,
-) -> Any:
-    """Declare a hyperparameter once; signature, group defaults, validation and sweep grid derive from it.
-
-    A tuple field names its `parts` (betas: "beta1", "beta2") and gives one grid per part. `check` replaces the numeric
-    validation by a function that returns the clean value. `keyword` keeps it out of the positional arguments.
-    """
-    options = {name: value for name, value in locals().items() if name != "default"}
-    return field(default=default, metadata={"hp": Declaration(**options)})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """Base of all rules: a frozen value whose fields are hyperparameters, with up to three pure stages.
 
     Every stage returns a direction. It writes nothing but `state`, returns none of the state's tensors, and knows
-    neither learning rate nor weight decay, though both are declared with the rest. A rule is final: variants compose
-    by calling kernels.
+    neither learning rate nor weight decay, though both are declared with the rest: the engine applies them, in the
+    form that `decay` names (lr is that of the step, lr_0 the one before any schedule):
+
+        decoupled    w <- w - lr weight_decay w - lr u
+        independent  w <- w - (lr / lr_0) weight_decay w - lr u
+        coupled      the gradient becomes g + weight_decay w
+        cautious     as decoupled, only where u and w have the same sign
+
+    A rule is final: variants compose by calling kernels. `*_each` do the same for many tensors in fewer calls; a rule
+    overrides them where that is faster. In a compiled step the hyperparameters that schedules change are 0-d float64
+    tensors, so a stage computes with them and never branches on them.
     """
 
     name: ClassVar[str] = ""
     numerics_version: ClassVar[str] = ""  # changes whenever the same inputs give other numbers
     source: ClassVar[str] = ""
-    decay: ClassVar[Literal["decoupled", "coupled"]] = "decoupled"
     state: ClassVar[Mapping[str, StateField]] = {}
-    uses_step: ClassVar[bool] = True  # whether a loaded state without `step` is incomplete
+    step_count: ClassVar[Literal["required", "optional", "none"]] = "required"  # of a loaded state; none: t is unused
     unsupported: ClassVar[tuple[str, ...]] = ("capturable", "differentiable")  # torch's switches that must stay off
-    fused: ClassVar[Callable[..., None] | None] = None  # same numbers as `local`, many parameters in one call
+    fused: ClassVar[Callable[..., None] | None] = None  # same numbers as `local` and its application, many at once
+
+    decay: str = hp("decoupled", check=choice("decay", DECAYS), keyword=True)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -224,17 +94,38 @@ class Rule:
         """Element- or row-wise stage after `matrix`; sees matrices too."""
         return u
 
+    def local_each(
+        self, gs: Sequence[Tensor], ws: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int
+    ) -> list[Tensor]:
+        """`local` of many parameters."""
+        return [self.local(g, w, state, t) for g, w, state in zip(gs, ws, states, strict=True)]
+
+    def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
+        """`matrix` of many stacks of matrices, each stack (..., fan_out, fan_in) of its own shape."""
+        return [self.matrix(u, state, t) for u, state in zip(us, states, strict=True)]
+
     def active_state(self) -> Mapping[str, StateField]:
         """The state tensors that these hyperparameters need."""
         return self.state
 
     def scale(self, shape: Shape) -> float:
-        """Size of a step on a matrix of this shape, in units of the learning rate."""
+        """Size of a step on a matrix of this shape, in units of the learning rate; the engine multiplies by it."""
         return 1.0
 
-    def describe_polar(self) -> str:
-        """Method, coefficients, steps and dtype of the polar factor; empty if the rule has none."""
+    def describe_polar(self, shape: Shape | None = None, device_type: str = "cpu") -> str:
+        """Method, coefficients, steps and dtype of the polar factor (of a matrix of that shape); empty without one."""
         return ""
+
+    def traced(self) -> Self:
+        """The same rule with every hyperparameter that schedules change as a 0-d float64 tensor."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        for name, declaration in declarations(type(self)).items():
+            if declaration.scheduled:
+                value = getattr(self, name)
+                parts = [torch.tensor(part, dtype=torch.float64) for part in (value if declaration.parts else (value,))]
+                twin.__dict__[name] = tuple(parts) if declaration.parts else parts[0]
+        return twin
 
     @classmethod
     def is_matrix_rule(cls) -> bool:
@@ -273,22 +164,3 @@ def _lab_entries(f: Field, declaration: Declaration, prefix: str) -> list[Hyperp
 def declarations(rule: type[Rule]) -> dict[str, Declaration]:
     """Field name -> declaration, in the order of the signature."""
     return {f.name: f.metadata["hp"] for f in fields(rule)}
-
-
-def choice(name: str, valid: tuple[str, ...]) -> Callable[[Any], Any]:
-    """A `check` for a hyperparameter that is one of a few words."""
-
-    def check(value: Any) -> Any:
-        if value not in valid:
-            raise ValueError(f"unknown {name} {value!r}: use one of {', '.join(valid)}")
-        return value
-
-    return check
-
-
-def allocate(rule: Rule, w: Tensor, matrix: Shape, name: str) -> Tensor:
-    """A state tensor of `rule` at its start, zero."""
-    declared = rule.state[name]
-    if declared.layout == "param":
-        return torch.zeros_like(w, memory_format=torch.preserve_format)
-    return torch.zeros(declared.shape_for(tuple(w.shape), matrix), dtype=w.dtype, device=w.device)

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from muonlab.optim.engine import Engine
-from muonlab.optim.rule import Rule, StateField, hp
+from muonlab.optim.hyperparameter import choice, hp
+from muonlab.optim.rule import DECAYS, Rule, StateField
 
 __all__ = ["SGD", "SGDRule"]
 
@@ -27,9 +29,8 @@ class SGDRule(Rule):
     name: ClassVar[str] = "sgd"
     numerics_version: ClassVar[str] = "1"
     source: ClassVar[str] = "Sutskever et al. 2013; torch.optim.SGD"
-    decay: ClassVar[str] = "coupled"
     state: ClassVar[Mapping[str, StateField]] = {"momentum_buffer": StateField("param")}
-    uses_step: ClassVar[bool] = False
+    step_count: ClassVar[str] = "optional"
     unsupported: ClassVar[tuple[str, ...]] = ("differentiable",)
 
     lr: float = hp(1e-3, grid=(0.025, 0.05, 0.1, 0.2, 0.4, 0.8), low=0.0, unit="1/grad", source=OURS)
@@ -37,6 +38,7 @@ class SGDRule(Rule):
     dampening: float = hp(0.0, low=0.0, high=1.0)
     weight_decay: float = hp(0.0, grid=(0.0, 1e-4, 1e-3), low=0.0, unit="L2 coefficient", source=OURS)
     nesterov: bool = hp(False, kind=bool)
+    decay: str = hp("coupled", check=choice("decay", DECAYS), keyword=True)
 
     def validate(self) -> None:
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
@@ -46,14 +48,17 @@ class SGDRule(Rule):
         return self.state if self.momentum else {}
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
-        if not self.momentum:
+        if "momentum_buffer" not in state or not (isinstance(self.momentum, Tensor) or self.momentum):
             return g
         m = state["momentum_buffer"]
-        if t == 1:
+        if isinstance(t, Tensor):  # a compiled step, which cannot ask whether it is the first
+            fresh = (t == 1).to(g.device)
+            m.copy_(torch.where(fresh, g, m * self.momentum + g * (1 - self.dampening)))
+        elif t == 1:
             m.copy_(g)
         else:
             m.mul_(self.momentum).add_(g, alpha=1 - self.dampening)
-        return g.add(m, alpha=self.momentum) if self.nesterov else m.clone()
+        return g + m * self.momentum if self.nesterov else m.clone()
 
 
 class SGD(Engine):

@@ -1,4 +1,4 @@
-"""Per-parameter state: lazy creation, matrix views, and the checks when a state dict is loaded."""
+"""Per-parameter state: lazy creation, and the checks when a state dict is loaded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,38 +6,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muonlab.optim.rule import Rule, allocate
-from muonlab.roles import Role
+from muonlab.optim.blocks import blocks_of
+from muonlab.optim.rule import Rule
 
-__all__ = ["adopt_state", "advance", "matrix_shape"]
+__all__ = ["HALF", "adopt_state", "advance", "lr_fraction", "rounding_of", "state_dtype"]
 
-
-def matrix_shape(shape: tuple[int, ...], role: str | None) -> tuple[int, ...]:
-    """The shape under which the matrix stage sees a parameter: convolutions flattened, experts as they are.
-
-    >>> matrix_shape((64, 16, 3, 3), "conv"), matrix_shape((8, 64, 16), "expert")
-    ((64, 144), (8, 64, 16))
-    """
-    if len(shape) < 3 or role == Role.EXPERT:
-        return tuple(shape)
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
-    return (shape[0], columns)
+HALF = (torch.bfloat16, torch.float16)
 
 
-def advance(rule: Rule, w: Tensor, state: dict[str, Any], role: str | None) -> int:
+def rounding_of(w: Tensor, group: Mapping[str, Any]) -> str:
+    """How new values of a parameter are rounded to its dtype; only half precision leaves a choice."""
+    return group["rounding"] if w.dtype in HALF else "nearest"
+
+
+def lr_fraction(rule: Rule, group: Mapping[str, Any]) -> float:
+    """The learning rate over what it was before any schedule: torch's schedulers and the engine note `initial_lr`."""
+    peak = float(group.get("initial_lr", rule.lr))
+    return rule.lr / peak if peak else 0.0
+
+
+def state_dtype(w: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    return w.dtype if rounding_of(w, group) == "nearest" else torch.float32
+
+
+def advance(rule: Rule, w: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> int:
     """Create whatever state is missing, count one step, and return its number (from 1)."""
-    if not isinstance(state.get("step"), Tensor):  # new, or a plain number from an old checkpoint
-        state["step"] = torch.tensor(float(state.get("step", 0.0)), dtype=torch.float32)
+    rounding = rounding_of(w, group)
     for name in rule.active_state():
         if name not in state:
-            state[name] = allocate(rule, w, matrix_shape(tuple(w.shape), role), name)
+            state[name] = _allocate(rule, w, name, group)
+    if rounding == "master" and "master" not in state:
+        state["master"] = w.detach().to(torch.float32, copy=True)
+    if rule.step_count == "none" and rounding != "stochastic":
+        return 0
+    if not isinstance(state.get("step"), Tensor):  # new, or a plain number from an old checkpoint
+        state["step"] = torch.tensor(float(state.get("step", 0.0)), dtype=torch.float32)
     state["step"] += 1
     return int(state["step"].item())
 
 
-def adopt_state(rule: Rule, w: Tensor, state: Mapping[str, Any], role: str | None, *, copy: bool) -> dict[str, Any]:
+def _allocate(rule: Rule, w: Tensor, name: str, group: Mapping[str, Any]) -> Tensor:
+    """A state tensor at its start, zero."""
+    declared, dtype = rule.state[name], state_dtype(w, group)
+    if declared.layout == "param":
+        return torch.zeros_like(w, dtype=dtype, memory_format=torch.preserve_format)
+    return torch.zeros(
+        declared.shape_for(tuple(w.shape), blocks_of(w.shape, group)[0].shape), dtype=dtype, device=w.device
+    )
+
+
+def adopt_state(
+    rule: Rule, w: Tensor, state: Mapping[str, Any], group: Mapping[str, Any], *, copy: bool
+) -> dict[str, Any]:
     """A loaded state, checked against what the rule declares.
 
     Raises   ValueError for a tensor that is missing, foreign or of another shape
@@ -46,19 +66,25 @@ def adopt_state(rule: Rule, w: Tensor, state: Mapping[str, Any], role: str | Non
     if not found:
         return {}
     step = found.pop("step", None)
-    if step is None and rule.uses_step:
+    master = found.pop("master", None) if rounding_of(w, group) == "master" else None
+    if step is None and rule.step_count == "required":
         raise ValueError(f"loaded state of a parameter of {rule.name} lacks 'step'")
     foreign = sorted(set(found) - set(rule.state))
     missing = sorted(set(rule.active_state()) - set(found))
     if foreign:
         raise ValueError(f"loaded state belongs to another optimizer: {rule.name} has no {', '.join(foreign)}")
-    if missing and (found or rule.uses_step):
+    if missing and (found or rule.step_count == "required"):
         raise ValueError(f"loaded state of a parameter of {rule.name} lacks {', '.join(missing)}")
+    matrix = blocks_of(w.shape, group)[0].shape
+    expected = {name: rule.state[name].shape_for(tuple(w.shape), matrix) for name in found}
+    if master is not None:
+        found["master"], expected["master"] = master, tuple(w.shape)
     for name, value in found.items():
-        expected = rule.state[name].shape_for(tuple(w.shape), matrix_shape(tuple(w.shape), role))
-        if not isinstance(value, Tensor) or tuple(value.shape) != expected:
+        if not isinstance(value, Tensor) or tuple(value.shape) != expected[name]:
             shape = tuple(value.shape) if isinstance(value, Tensor) else value
-            raise ValueError(f"loaded {name} has shape {shape}, but its parameter needs {expected}")
+            raise ValueError(f"loaded {name} has shape {shape}, but its parameter needs {expected[name]}")
     adopted = {name: value.clone() if copy else value for name, value in found.items()}
-    count = 1.0 if step is None else float(step)  # torch's SGD and Muon keep no step: at least one has been made
+    if rule.step_count == "none" and rounding_of(w, group) != "stochastic":
+        return adopted
+    count = 1.0 if step is None else float(step)  # torch's SGD keeps no step: at least one has been made
     return {"step": torch.tensor(count, dtype=torch.float32), **adopted}

@@ -121,7 +121,7 @@ def test_unknown_names() -> None:
 
 
 def test_versions_and_polar_description() -> None:
-    assert catalog.numerics_version("adamw") == "adamw:1" and catalog.numerics_version("muon") == "muon:1+adamw:1"
+    assert catalog.numerics_version("adamw") == "adamw:1" and catalog.numerics_version("muon") == "muon:2+adamw:1"
     describe = catalog.polar_description
     assert describe("sgd", {}) == "" and describe("muon", {}) == "newton_schulz:jordan:5:bfloat16"
     assert describe("muon", {"opt.ns_steps": 7}) == "newton_schulz:jordan:7:bfloat16"

@@ -1,0 +1,78 @@
+"""Guard: a step whose gradients are not all finite is not made."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Pending", "all_finite", "finite_flag", "waits_for_host"]
+
+SYNCHRONOUS_DEVICES = {"cpu", "mps"}  # reading a result costs nothing, or cannot be avoided
+
+
+def waits_for_host(grads: Sequence[Tensor]) -> bool:
+    """Whether the guard may look at its result at once; elsewhere that would stall the device."""
+    return all(g.device.type in SYNCHRONOUS_DEVICES for g in grads)
+
+
+def all_finite(grads: Iterable[Tensor]) -> bool:
+    """Whether every element is finite.
+
+    A finite norm proves it, at an eighth of the price of looking at each element; a norm that is not may only have
+    overflowed, and is looked into.
+    """
+    buckets: dict[tuple, list[Tensor]] = defaultdict(list)
+    for g in grads:
+        buckets[g.device, g.dtype].append(g)
+    suspects = (gs for gs in buckets.values() if not torch.stack(torch._foreach_norm(gs, 2)).isfinite().all())
+    return all(bool(g.isfinite().all()) for gs in suspects for g in gs)
+
+
+def finite_flag(grads: Sequence[Tensor]) -> Tensor:
+    """The same as a 0-d truth value on the device of the first gradient, without waiting for it."""
+    if torch.compiler.is_compiling():
+        flags = [g.isfinite().all() for g in grads]
+    else:
+        buckets: dict[tuple, list[Tensor]] = defaultdict(list)
+        for g in grads:
+            if g.numel():
+                buckets[g.device, g.dtype].append(g)
+        norms = [torch._foreach_norm(gs, float("inf")) for gs in buckets.values()]  # the largest entry: never overflows
+        flags = [norm.isfinite().all() for norm in map(torch.stack, norms)]
+    home = grads[0].device
+    flags = [flag.to(home, non_blocking=True) for flag in flags]
+    return torch.stack(flags).all() if flags else torch.ones((), dtype=torch.bool, device=home)
+
+
+class Pending:
+    """Outcomes of guards that the host has not seen yet, each with the step counters to take back if it was bad."""
+
+    def __init__(self) -> None:
+        self._open: list[tuple[Tensor, torch.cuda.Event | None, list[Tensor]]] = []
+
+    def add(self, flag: Tensor, counters: list[Tensor]) -> None:
+        event = None
+        if flag.is_cuda:
+            host = torch.empty((), dtype=torch.bool, pin_memory=True)
+            host.copy_(flag, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            flag = host
+        self._open.append((flag, event, counters))
+
+    def settle(self, *, wait: bool) -> int:
+        """Take back the counters of skipped steps, and return how many steps were; `wait` for those under way."""
+        skipped = 0
+        while self._open:
+            flag, event, counters = self._open[0]
+            if event is not None and not (wait or event.query()):
+                break
+            if event is not None:
+                event.synchronize()
+            self._open.pop(0)
+            if not flag.item():
+                skipped += 1
+                for counter in counters:
+                    counter -= 1
+        return skipped

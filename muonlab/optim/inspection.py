@@ -1,0 +1,114 @@
+"""What an optimizer does, for people: the table of who gets which rule, and the health of every matrix."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muonlab.optim.blocks import Block, blocks_of
+from muonlab.optim.rule import Rule
+from muonlab.optim.state import lr_fraction
+
+__all__ = ["diagnostics_of", "explain_table"]
+
+Pairs = Sequence[tuple[Rule, Mapping[str, Any]]]
+POWER_STEPS = 12
+
+
+def explain_table(pairs: Pairs, reasons: Mapping[str, str]) -> str:
+    """One line per parameter: name, shape, role, rule, why, and the size of a step."""
+    rows = [("parameter", "shape", "role", "rule", "why", "step size")]
+    for rule, group in pairs:
+        for name, p in _named(group):
+            rows.append((name, *_explain(rule, group, reasons.get(name), p)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _named(group: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
+    names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+    return zip(names, group["params"], strict=True)
+
+
+def _explain(rule: Rule, group: Mapping[str, Any], reason: str | None, p: Tensor) -> tuple[str, ...]:
+    default = "an iterable of matrices means in torch: all of them" if rule.is_matrix_rule() else "all of the group"
+    why = reason or (f"param group of role {group['role']}" if group.get("role") else default)
+    shape = " x ".join(map(str, p.shape)) or "scalar"
+    if not rule.is_matrix_rule():
+        return shape, group.get("role") or "-", rule.name, why, f"{rule.lr:.4g} per element"
+    blocks = blocks_of(p.shape, group)
+    matrices = [(" x ".join(map(str, block.shape[-2:])), math.prod(block.shape[:-2])) for block in blocks]
+    if len(blocks) > 1 or len(blocks[0].shape) > 2:
+        why += "; as " + ", ".join(f"{count} of {matrix}" for matrix, count in matrices)
+    sizes = sorted({rule.lr * rule.scale(block.shape) for block in blocks})
+    return shape, group.get("role") or "-", rule.name, why, f"{' to '.join(f'{s:.4g}' for s in sizes)} spectral norm"
+
+
+@torch.no_grad()
+def diagnostics_of(pairs: Pairs, state: Mapping[Tensor, Mapping[str, Tensor]]) -> dict[str, float]:
+    """Per matrix parameter with state, under "<parameter>/<quantity>":
+
+    update_rms           root mean square of the elements of an update, learning rate and scale included
+    update_norm          spectral norm of an update, likewise
+    orthogonality_error  |O O^T - I|_F / sqrt(n) of the direction O (n its shorter side), before the scale
+    effective_rank       of the momentum M: |M|_F^4 / |M M^T|_F^2, from 1 to n (the participation ratio of its
+                         squared singular values)
+    weight_norm          spectral norm of the weight
+    decay_per_step       the fraction of the weight that decay takes in a step: lr x weight_decay where decoupled
+    norm_over_bound      weight_norm x weight_decay / scale, at most about 1 in the long run where decay is decoupled
+
+    The direction is that of the momentum as it stands, without the look-ahead of the next gradient. Spectral norms are
+    by power iteration, so lower bounds that are near the truth. Of a parameter with several matrices, the worst
+    (largest) counts, for effective_rank the smallest. Costs about one step; changes nothing.
+
+    Source   ours; the bound is |W|_2 <= scale / weight_decay, from lr weight_decay <= 1 and |O|_2 <= 1
+    """
+    found: dict[str, float] = {}
+    for rule, group in pairs:
+        for name, p in _named(group):
+            momentum = state.get(p, {}).get("momentum_buffer")
+            if rule.is_matrix_rule() and momentum is not None and p.numel():
+                measured = [_measure(rule, group, block, p, momentum) for block in blocks_of(p.shape, group)]
+                for key in measured[0]:
+                    worst = min if key == "effective_rank" else max
+                    found[f"{name}/{key}"] = worst(item[key] for item in measured)
+    return found
+
+
+def _measure(rule: Rule, group: Mapping[str, Any], block: Block, p: Tensor, momentum: Tensor) -> dict[str, float]:
+    w = block.of(p).reshape(block.shape).to(torch.float32)
+    m = block.of(momentum).reshape(block.shape)
+    o = rule.matrix(m, {}, 1).to(torch.float32)
+    scale = rule.scale(block.shape)
+    decay = rule.weight_decay * (lr_fraction(rule, group) if rule.decay == "independent" else rule.lr)
+    norm = float(_spectral_norm(w).max())
+    wide = o if o.shape[-2] <= o.shape[-1] else o.mT
+    error = wide @ wide.mT - torch.eye(wide.shape[-2], device=o.device)
+    return {
+        "update_rms": float(o.square().mean((-2, -1)).sqrt().max()) * rule.lr * scale,
+        "update_norm": float(_spectral_norm(o).max()) * rule.lr * scale,
+        "orthogonality_error": float(torch.linalg.matrix_norm(error).max()) / math.sqrt(wide.shape[-2]),
+        "effective_rank": float(_effective_rank(m).min()),
+        "weight_norm": norm,
+        "decay_per_step": decay,
+        "norm_over_bound": norm * rule.weight_decay / scale,
+    }
+
+
+def _spectral_norm(x: Tensor) -> Tensor:
+    generator = torch.Generator(device=x.device).manual_seed(0)
+    v = torch.randn(*x.shape[:-2], x.shape[-1], 1, generator=generator, device=x.device)
+    for _ in range(POWER_STEPS):
+        v = torch.nn.functional.normalize(x.mT @ (x @ v), dim=-2)
+    return torch.linalg.vector_norm(x @ v, dim=(-2, -1))
+
+
+def _effective_rank(m: Tensor) -> Tensor:
+    m = m.to(torch.float32)
+    m = m / torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(m.dtype).tiny)
+    wide = m if m.shape[-2] <= m.shape[-1] else m.mT
+    gram = torch.linalg.vector_norm(wide @ wide.mT, dim=(-2, -1))
+    return torch.linalg.vector_norm(m, dim=(-2, -1)) ** 4 / gram.square().clamp(min=torch.finfo(m.dtype).tiny)
