@@ -8,6 +8,7 @@
 from muonlab.optim.adam import AdamW, AdamWRule
 from muonlab.optim.engine import Engine
 from muonlab.optim.muon import Muon, MuonRule
+from muonlab.optim.qk_clip import AttentionWeights, qk_clip_, register_qk_clip
 from muonlab.optim.routing import Route, route
 from muonlab.optim.rule import Hyperparameter, Rule, StateField, hp
 from muonlab.optim.sgd import SGD, SGDRule
@@ -16,6 +17,7 @@ __all__ = [
     "SGD",
     "AdamW",
     "AdamWRule",
+    "AttentionWeights",
     "Engine",
     "Hyperparameter",
     "Muon",
@@ -25,5 +27,7 @@ __all__ = [
     "SGDRule",
     "StateField",
     "hp",
+    "qk_clip_",
+    "register_qk_clip",
     "route",
 ]

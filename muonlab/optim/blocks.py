@@ -21,10 +21,12 @@ class Block:
     start: int
     rows: int
     shape: Shape  # (..., fan_out, fan_in)
+    transposed: bool = False  # the parameter is stored as (fan_in, fan_out)
 
     def of(self, x: Tensor) -> Tensor:
-        """The rows of a parameter-shaped tensor: a view, in the parameter's own dimensions."""
-        return x if self.rows == x.shape[0] else x.narrow(0, self.start, self.rows)
+        """The rows of a parameter-shaped tensor, as a view."""
+        x = x.mT if self.transposed else x
+        return x if not x.ndim or self.rows == x.shape[0] else x.narrow(0, self.start, self.rows)
 
 
 def matrix_shape(shape: Shape, role: str | None) -> Shape:
@@ -39,27 +41,28 @@ def matrix_shape(shape: Shape, role: str | None) -> Shape:
 
 
 def blocks_of(shape: Shape, group: Mapping[str, Any]) -> tuple[Block, ...]:
-    """The matrices of a parameter in a param group, by its `role`, `split_sizes` and `num_heads`.
+    """The matrices of a parameter in a param group, by its `role`, `transposed`, `split_sizes` and `num_heads`.
 
     Equal parts become one block, a batch, so that a rule may keep state for them.
 
     >>> blocks_of((6, 4), {"split_sizes": (2, 2, 2)})
-    (Block(start=0, rows=6, shape=(3, 2, 4)),)
+    (Block(start=0, rows=6, shape=(3, 2, 4), transposed=False),)
     >>> [block.shape for block in blocks_of((8, 4), {"split_sizes": (4, 2, 2), "num_heads": (2, 1, 1)})]
     [(2, 2, 4), (1, 2, 4), (1, 2, 4)]
     """
-    whole = matrix_shape(tuple(shape), group.get("role"))
+    transposed = bool(group.get("transposed"))
+    shape = tuple(reversed(shape)) if transposed else tuple(shape)
+    whole = matrix_shape(shape, group.get("role"))
     sizes, heads = _parts(whole, group.get("split_sizes"), group.get("num_heads"))
     if len(sizes) == 1 and heads[0] == 1:
-        return (Block(0, shape[0] if shape else 1, whole),)
+        return (Block(0, shape[0] if shape else 1, whole, transposed),)
     per_head = {size // count for size, count in zip(sizes, heads, strict=True)}
     if len(per_head) == 1 and (len(sizes) == 1 or len(set(sizes)) == 1):
-        return (Block(0, whole[0], (sum(heads), per_head.pop(), whole[1])),)
+        return (Block(0, whole[0], (sum(heads), per_head.pop(), whole[1]), transposed),)
     blocks, start = [], 0
     for size, count in zip(sizes, heads, strict=True):
-        blocks.append(
-            Block(start, size, (count, size // count, whole[1]) if group.get("num_heads") else (size, whole[1]))
-        )
+        matrices = (count, size // count, whole[1]) if group.get("num_heads") else (size, whole[1])
+        blocks.append(Block(start, size, matrices, transposed))
         start += size
     return tuple(blocks)
 
@@ -73,19 +76,20 @@ def _parts(
 
 
 def check_split(shape: Shape, group: Mapping[str, Any], name: str = "a parameter") -> None:
-    """Raises   ValueError where `split_sizes` or `num_heads` do not fit the shape; it says what would"""
+    """Raises   ValueError where `split_sizes`, `num_heads` or `transposed` do not fit the shape; it says what would"""
     split_sizes, num_heads = group.get("split_sizes"), group.get("num_heads")
-    if split_sizes is None and num_heads is None:
+    if split_sizes is None and num_heads is None and not group.get("transposed"):
         return
     if len(shape) != 2:
-        raise ValueError(f"split_sizes and num_heads are for matrices, and {name} has shape {tuple(shape)}")
+        raise ValueError(f"split_sizes, num_heads, transposed are for matrices, and {name} has shape {tuple(shape)}")
+    shape = tuple(reversed(shape)) if group.get("transposed") else tuple(shape)
     for key, value in (("split_sizes", split_sizes), ("num_heads", num_heads)):
         items = value if isinstance(value, tuple | list) else () if value is None else (value,)
         if not all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in items):
             raise ValueError(f"{key} must be positive whole numbers, got {value!r}")
     if split_sizes is not None and (not isinstance(split_sizes, tuple | list) or sum(split_sizes) != shape[0]):
         raise ValueError(f"split_sizes must add up to the {shape[0]} rows of {name}, got {split_sizes!r}")
-    sizes, heads = _parts(tuple(shape), split_sizes, num_heads)
+    sizes, heads = _parts(shape, split_sizes, num_heads)
     if len(heads) != len(sizes):
         raise ValueError(f"num_heads must be one number, or one per part of split_sizes, got {num_heads!r}")
     for size, count in zip(sizes, heads, strict=True):

@@ -207,8 +207,8 @@ class Engine(torch.optim.Optimizer):
     def _jobs(self, rule: Rule, group: Mapping[str, Any], params: Sequence[Tensor]) -> list[Job]:
         """Parameters that can be updated together: one device, dtype, rounding and age."""
         buckets: dict[tuple, list[Tensor]] = defaultdict(list)
-        for w in params:
-            t = advance(rule, w, self.state[w], group)
+        ages = advance(rule, params, [self.state[w] for w in params], group)
+        for w, t in zip(params, ages, strict=True):
             buckets[w.device, w.dtype, rounding_of(w, group), t].append(w)
         return [
             Job(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from muonlab.errors import UsageError, unknown
 from muonlab.optim.blocks import blocks_of, check_split
-from muonlab.optim.routing import UNNAMED, match_names, route
+from muonlab.optim.routing import FUSED_HINT, UNNAMED, match_names, route
 from muonlab.optim.rule import Rule, declarations
 from muonlab.roles import Role
 
@@ -55,6 +55,8 @@ def routed_groups(
         split = {key: _frozen(wanted[found.name][0]) for key, wanted in matched.items() if found.name in wanted}
         if found.parts and rule.is_matrix_rule():
             split.setdefault("split_sizes", found.parts)
+        if found.transposed and rule.is_matrix_rule() and found.role is Role.HIDDEN:
+            split["transposed"] = True
         if split and found.role is not Role.HIDDEN:
             raise UsageError(
                 f"{next(iter(split))}: {found.name} is not a hidden matrix but {found.role} ({found.reason})"
@@ -66,7 +68,9 @@ def routed_groups(
         {"params": params, "role": role.value, **dict(split)}
         for (role, *split), params in sorted(members.items(), key=lambda item: ORDER.index(item[0][0]))
     ]
-    return groups, {found.name: found.reason for found in routes} if named else {}
+    told = set().union(*matched.values()) if matched else set()
+    reasons = {f.name: f.reason.removesuffix(FUSED_HINT) if f.name in told else f.reason for f in routes}
+    return groups, reasons if named else {}
 
 
 def _frozen(value: Any) -> Any:
@@ -104,7 +108,13 @@ def complete_group(
         group["role"] = str(group["role"])
     group["algorithm"] = resolve_algorithm(group, rule, companion)
     mine = rule if group["algorithm"] == rule.name else companion
-    allowed = {*declarations(mine), *SHARED, *SCHEDULER_KEYS, *NOTES, *(SPLITS if mine.is_matrix_rule() else ())}
+    allowed = {
+        *declarations(mine),
+        *SHARED,
+        *SCHEDULER_KEYS,
+        *NOTES,
+        *((*SPLITS, "transposed") if mine.is_matrix_rule() else ()),
+    }
     for key in group:
         if key not in allowed:
             raise unknown("key of a param group", key, allowed)

@@ -41,6 +41,8 @@ def _explain(rule: Rule, group: Mapping[str, Any], reason: str | None, p: Tensor
         return shape, group.get("role") or "-", rule.name, why, f"{rule.lr:.4g} per element"
     blocks = blocks_of(p.shape, group)
     matrices = [(" x ".join(map(str, block.shape[-2:])), math.prod(block.shape[:-2])) for block in blocks]
+    if group.get("transposed"):
+        why += "; stored as fan_in x fan_out"
     if len(blocks) > 1 or len(blocks[0].shape) > 2:
         why += "; as " + ", ".join(f"{count} of {matrix}" for matrix, count in matrices)
     sizes = sorted({rule.lr * rule.scale(block.shape) for block in blocks})

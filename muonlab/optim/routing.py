@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from muonlab.errors import UsageError, unknown
 from muonlab.roles import Role
 
-__all__ = ["UNNAMED", "Route", "is_vector", "match_names", "route"]
+__all__ = ["FUSED_HINT", "UNNAMED", "Route", "is_vector", "match_names", "route"]
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
 CONVS = nn.modules.conv._ConvNd
@@ -21,6 +21,7 @@ HEAD_NAMES = re.compile(r"(lm_)?head|classifier|unembed(ding)?|embed_out|fc_out|
 EMBEDDING_NAMES = re.compile(r"wte|wpe|pos(itions?|itional)?|(\w+_)?(emb|embeds?|embeddings?)")
 UNNAMED = "parameter "
 GATES = {"LSTM": 4, "GRU": 3}
+FUSED_HINT = "; fused? then say so in split_sizes"
 FUSED_NAMES = re.compile(r"c_attn|in_proj|w?qkv(_proj|_weight)?|query_key_value|kv_proj|gate_up_proj", re.IGNORECASE)
 EXPERT_NAMES = re.compile(r"(^|[._])experts?([._]|$)")
 
@@ -33,6 +34,7 @@ class Route(NamedTuple):
     role: Role
     reason: str
     parts: tuple[int, ...] = ()  # rows of the matrices that one parameter stacks, where the module says so
+    transposed: bool = False  # stored as (fan_in, fan_out), as the Conv1D of transformers is
 
 
 def route(
@@ -65,7 +67,8 @@ def route(
     for name, param in zip(names, params, strict=True):
         owned = owners.get(id(param), [])
         role, reason = wanted[name] if name in wanted else _judge(name, param, owned, head, strict)
-        routes.append(Route(name, param, role, reason, _parts(param, owned) if role is Role.HIDDEN else ()))
+        parts = _parts(param, owned) if role is Role.HIDDEN else ()
+        routes.append(Route(name, param, role, reason, parts, any(_is_transposed(module) for _, module in owned)))
     return routes
 
 
@@ -200,6 +203,10 @@ def _parts(param: Tensor, owners: list[tuple[str, nn.Module]]) -> tuple[int, ...
     return ()
 
 
+def _is_transposed(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
 def _by_name(name: str, param: Tensor) -> tuple[Role, str] | None:
     if is_vector(param):
         return None
@@ -219,7 +226,7 @@ def _by_shape(name: str, param: Tensor, strict: bool) -> tuple[Role, str]:
         return Role.VECTOR, "at most one dimension above one"
     if param.ndim == 2:
         owner = name.removesuffix(".weight").rpartition(".")[2]
-        fused = "; fused? then say so in split_sizes" if FUSED_NAMES.fullmatch(owner) else ""
+        fused = FUSED_HINT if FUSED_NAMES.fullmatch(owner) else ""
         return Role.HIDDEN, f"a matrix between hidden layers{fused}"
     if param.ndim > 3 and not name.startswith(UNNAMED):
         return Role.CONV, f"{param.ndim} dimensions, flattened to a matrix"

@@ -1,6 +1,6 @@
 """Per-parameter state: lazy creation, and the checks when a state dict is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,20 +29,25 @@ def state_dtype(w: Tensor, group: Mapping[str, Any]) -> torch.dtype:
     return w.dtype if rounding_of(w, group) == "nearest" else torch.float32
 
 
-def advance(rule: Rule, w: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> int:
-    """Create whatever state is missing, count one step, and return its number (from 1)."""
-    rounding = rounding_of(w, group)
-    for name in rule.active_state():
-        if name not in state:
-            state[name] = _allocate(rule, w, name, group)
-    if rounding == "master" and "master" not in state:
-        state["master"] = w.detach().to(torch.float32, copy=True)
-    if rule.step_count == "none" and rounding != "stochastic":
-        return 0
-    if not isinstance(state.get("step"), Tensor):  # new, or a plain number from an old checkpoint
-        state["step"] = torch.tensor(float(state.get("step", 0.0)), dtype=torch.float32)
-    state["step"] += 1
-    return int(state["step"].item())
+def advance(
+    rule: Rule, ws: Sequence[Tensor], states: Sequence[dict[str, Any]], group: Mapping[str, Any]
+) -> Sequence[int]:
+    """Create whatever state is missing, count one step of each parameter, and return its number (from 1)."""
+    names = rule.active_state()
+    for w, state in zip(ws, states, strict=True):
+        for name in names:
+            if name not in state:
+                state[name] = _allocate(rule, w, name, group)
+        if "master" not in state and rounding_of(w, group) == "master":
+            state["master"] = w.detach().to(torch.float32, copy=True)
+    if not ws or (rule.step_count == "none" and group["rounding"] != "stochastic"):
+        return [0] * len(ws)
+    for state in states:
+        if not isinstance(state.get("step"), Tensor):  # new, or a plain number from an old checkpoint
+            state["step"] = torch.tensor(float(state.get("step", 0.0)), dtype=torch.float32)
+    steps = [state["step"] for state in states]
+    torch._foreach_add_(steps, 1.0)
+    return [int(step) for step in torch.stack(steps).tolist()]
 
 
 def _allocate(rule: Rule, w: Tensor, name: str, group: Mapping[str, Any]) -> Tensor:
@@ -83,8 +88,15 @@ def adopt_state(
         if not isinstance(value, Tensor) or tuple(value.shape) != expected[name]:
             shape = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(f"loaded {name} has shape {shape}, but its parameter needs {expected[name]}")
-    adopted = {name: value.clone() if copy else value for name, value in found.items()}
+    adopted = {name: _laid_out_like(w, value) if copy else value for name, value in found.items()}
     if rule.step_count == "none" and rounding_of(w, group) != "stochastic":
         return adopted
     count = 1.0 if step is None else float(step)  # torch's SGD keeps no step: at least one has been made
     return {"step": torch.tensor(count, dtype=torch.float32), **adopted}
+
+
+def _laid_out_like(w: Tensor, value: Tensor) -> Tensor:
+    """A copy, with the strides of the parameter where it has its shape: fused kernels walk all of them in one order."""
+    if value.shape != w.shape:
+        return value.clone()
+    return torch.empty_like(w, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)

@@ -52,7 +52,7 @@ class Job:
 def update(job: Job, live: Tensor | None = None) -> None:
     """Move weights and state of a job by one step, a bounded amount of memory at a time."""
     for indices in _waves(job):
-        wave = job.part(indices)
+        wave = job.part(indices) if len(indices) < len(job.ws) or job.blocks else job
         before = (
             [{name: value.clone() for name, value in state.items()} for state in wave.states]
             if live is not None
@@ -113,10 +113,10 @@ def _update_elements(job: Job, gs: Sequence[Tensor], live: Tensor | None) -> Non
     rule, together, alone = job.rule, [], []
     plain = rule.decay != "cautious" and job.rounding == "nearest" and not torch.compiler.is_compiling()
     fused = rule.fused is not None and plain and rule.lr
-    for i, (w, g, state) in enumerate(zip(job.ws, gs, job.states, strict=True)):
-        (together if fused and _laid_out_alike(w, g, state) else alone).append(i)
+    for i, (w, g) in enumerate(zip(job.ws, gs, strict=True)):
+        (together if fused and _laid_out_alike(w, g) else alone).append(i)
     if together:
-        part = job.part(together)
+        part = job.part(together) if alone else job
         if rule.decay == "independent":
             shrink = _shrink(job)
             torch._foreach_mul_(part.ws, shrink if live is None else torch.where(live, shrink, 1.0))
@@ -128,13 +128,9 @@ def _update_elements(job: Job, gs: Sequence[Tensor], live: Tensor | None) -> Non
         _apply(part, part.ws, us, range(len(alone)), 1.0, live)
 
 
-def _laid_out_alike(w: Tensor, g: Tensor, state: State) -> bool:
-    moments = [value for name, value in state.items() if name != "step"]
-    return (
-        w.device.type in FUSED_DEVICES
-        and g.dtype == w.dtype
-        and all(item.stride() == w.stride() for item in (g, *moments))
-    )
+def _laid_out_alike(w: Tensor, g: Tensor) -> bool:
+    """Whether the fused kernel may have them; state is laid out as its parameter when it is created or loaded."""
+    return w.device.type in FUSED_DEVICES and g.dtype == w.dtype and g.stride() == w.stride()
 
 
 def _update_matrices(job: Job, gs: Sequence[Tensor], live: Tensor | None) -> None:
