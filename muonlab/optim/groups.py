@@ -32,7 +32,7 @@ SPLITS = {"split_sizes": None, "num_heads": None}  # by name in the constructor,
 SWITCHES = ("amsgrad", "capturable", "differentiable")  # torch's, all off
 SHARED = {*FLAGS, *SWITCHES, "algorithm", "role", "num_skipped", "decoupled_weight_decay"}
 ALIASES = ("use_muon", "use_fallback")
-SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
+SCHEDULER_KEYS = {"peak_lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 NOTES = {"params", "param_names", "name", "lr_scale"}  # a user's or timm's annotations, kept and ignored
 COMPANION_DEFAULTS = {"aux_lr": None, "aux_betas": (0.9, 0.95), "aux_eps": 1e-8, "aux_weight_decay": None}
 FOLLOW = ("aux_lr", "aux_weight_decay")  # None: the same as the main rule's
@@ -129,7 +129,7 @@ def complete_group(
     group.setdefault("num_skipped", 0)
     check_values(group, mine)
     if group["decay"] == "independent":
-        group.setdefault("initial_lr", float(group["lr"]))  # so that a loop that sets lr by hand counts as a schedule
+        group.setdefault("peak_lr", float(group["lr"]))  # so that a loop that sets lr by hand counts as a schedule
     return group
 
 
@@ -200,16 +200,16 @@ def adopt_group(
     """
     for alias in ALIASES:
         loaded.pop(alias, None)
-    for key, value in (current or {}).items():
+    expected = (current or loaded)["algorithm"]
+    if loaded.setdefault("algorithm", expected) != expected:
+        raise ValueError(f"loaded param group is for {loaded['algorithm']}, this one for {expected}")
+    mine = rule if expected == rule.name else companion
+    for key, value in (current or {**FLAGS, **rule_defaults(mine)}).items():
         if key != "params":
             loaded.setdefault(key, value)
     for key in ("capturable", "differentiable"):  # say how torch computed the state, not what it means
         if key in loaded:
             loaded[key] = False
-    expected = current["algorithm"] if current else loaded["algorithm"]
-    if loaded["algorithm"] != expected:
-        raise ValueError(f"loaded param group is for {loaded['algorithm']}, this one for {expected}")
-    mine = rule if expected == rule.name else companion
     refuse_unsupported(loaded, mine)
-    mine.from_group(loaded)
+    check_values(loaded, mine)
     return loaded

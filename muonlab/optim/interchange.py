@@ -131,16 +131,17 @@ def _read_settings(library: Library, dialect: Dialect, group: Mapping[str, Any],
     for ours, theirs in dialect.settings.items():
         keys = (theirs,) if isinstance(theirs, str) else theirs
         if missing := [key for key in keys if key not in group]:
-            if library.lenient:
+            if library.own:
                 continue
             raise ValueError(f"{where} lacks {missing[0]!r}: was it written by {library.name}?")
         values = [group[key].item() if isinstance(group[key], Tensor) else group[key] for key in keys]
         settings[ours] = _ours(dialect, ours, keys[0], values[0] if isinstance(theirs, str) else tuple(values), where)
     if "ns_coefficients" in settings:
         settings["ns_coefficients"] = _schedule(settings["ns_coefficients"], settings["ns_steps"])
-    for key, value in dialect.fixed.items():
-        if group.get(key, value) != value:
+    for key in (key for key, value in dialect.fixed.items() if group.get(key, value) != value):
+        if not library.own:
             raise ValueError(f"{where} has {key}={group[key]!r}, which muonlab cannot continue")
+        settings[key] = deepcopy(group[key])
     known = {*dialect.keys(), *KEPT, "params", "step", library.flag}
     if foreign := sorted(set(group) - known):
         raise ValueError(f"{where} has settings of unknown meaning: {', '.join(foreign)}. Delete them if none matters")
@@ -263,9 +264,9 @@ def _write_one(library: Library, groups: list[Group]) -> dict[str, Any]:
 
 def _write_settings(library: Library, group: Group, where: str) -> dict[str, Any]:
     dialect, settings = library.dialects[group.rule], dict(group.settings)
-    theirs = {key: settings.pop(key) for key in KEPT & set(settings)}
-    if not library.lenient:
-        theirs |= deepcopy({**dialect.fixed, **dialect.manner})
+    kept = KEPT | (set(dialect.fixed) if library.own else set())
+    theirs = {} if library.own else deepcopy({**dialect.fixed, **dialect.manner})
+    theirs |= {key: settings.pop(key) for key in kept & set(settings)}
     if library.flag:
         theirs[library.flag] = library.flags[group.rule]
     if library.step == "group":
@@ -278,7 +279,7 @@ def _write_settings(library: Library, group: Group, where: str) -> dict[str, Any
         if name in settings:
             value = _theirs(library, dialect, name, settings, where)
             theirs |= dict(zip(keys, (value,) if len(keys) == 1 else value, strict=True))
-        elif not library.lenient:
+        elif not library.own:
             if missing := [key for key in keys if key not in group.live]:
                 raise ValueError(f"the checkpoint does not say {missing[0]}: give optimizer=, to take its own")
             theirs |= {key: deepcopy(group.live[key]) for key in keys}

@@ -46,7 +46,7 @@ class Library:
     counter: str = "step"  # its key in the state
     heavy_ball: bool = False  # momentum is a sum and not an average
     separate: bool = False  # AdamW is an optimizer of its own
-    lenient: bool = False  # load_state_dict keeps its own value of a setting that the checkpoint lacks
+    own: bool = False  # muonlab: it knows every setting, and keeps its own value of one that a checkpoint lacks
 
     def rule_of(self, group: Mapping[str, Any], where: str) -> str:
         if self.flag not in group:
@@ -75,12 +75,12 @@ MUONLAB = Library(
     name="muonlab",
     flag="algorithm",
     flags=_same("muon adamw"),
-    lenient=True,
+    own=True,
     dialects={
         "muon": Dialect(
             settings=_same(f"{MUON} decay maximize momentum_form"),
             state=MOMENTUM,
-            fixed={"split_sizes": None, "num_heads": None},
+            fixed={"split_sizes": None, "num_heads": None, "transposed": False},
             ignored=(*SWITCHES, "polar", "num_poles", "polar_dtype"),
         ),
         "adamw": Dialect(

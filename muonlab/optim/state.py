@@ -20,8 +20,11 @@ def rounding_of(w: Tensor, group: Mapping[str, Any]) -> str:
 
 
 def lr_fraction(rule: Rule, group: Mapping[str, Any]) -> float:
-    """The learning rate over what it was before any schedule: torch's schedulers and the engine note `initial_lr`."""
-    peak = float(group.get("initial_lr", rule.lr))
+    """The learning rate over the one that its schedule is relative to.
+
+    OneCycleLR notes that as `max_lr`, torch's other schedulers as `initial_lr`, the engine as `peak_lr`.
+    """
+    peak = float(next((group[key] for key in ("max_lr", "initial_lr", "peak_lr") if key in group), rule.lr))
     return rule.lr / peak if peak else 0.0
 
 

@@ -5,7 +5,7 @@ a 0-d truth value on the device: where it is given and false, neither weights no
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,7 @@ STACK_MAX_SIDE = 256  # a batched product beats a loop up to about this shorter 
 FUSED_DEVICES = ("cpu", "cuda")
 
 State = Mapping[str, Tensor]
+GUARDED_ELSEWHERE = ("step", "master")  # by the engine, and together with the weight
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Job:
     maximize: bool = False
     rounding: str = "nearest"
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether new weights are the old ones scaled and moved, in their own dtype, by plain numbers."""
+        scheduled = isinstance(self.rule.lr, Tensor)
+        return self.rule.decay != "cautious" and self.rounding == "nearest" and not scheduled
+
     def part(self, indices: Sequence[int]) -> "Job":
         chosen = {name: [getattr(self, name)[i] for i in indices] for name in ("ws", "gs", "states")}
         return replace(self, **chosen, blocks=[self.blocks[i] for i in indices] if self.blocks else [])
@@ -49,31 +56,63 @@ class Job:
         return replace(self, rule=self.rule.traced(), t=t, lr_fraction=fraction)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A parameter, or consecutive rows of one, with the direction it is about to move."""
+
+    w: Tensor
+    master: Tensor | None  # float32 copy of w
+    u: Tensor
+    scale: float  # of the step
+
+
 def update(job: Job, live: Tensor | None = None) -> None:
     """Move weights and state of a job by one step, a bounded amount of memory at a time."""
-    for indices in _waves(job):
-        wave = job.part(indices) if len(indices) < len(job.ws) or job.blocks else job
-        before = (
-            [{name: value.clone() for name, value in state.items()} for state in wave.states]
-            if live is not None
-            else []
-        )
-        if job.blocks:
-            _update_matrices(wave, _gradients(wave, live), live)
-        else:
-            _update_elements(wave, _gradients(wave, live), live)
-        for state, old in zip(wave.states, before, strict=False):
-            for name, value in old.items():
-                if name not in ("step", "master"):  # step is the engine's; the master copy is guarded with the weight
-                    state[name].copy_(torch.where(live, state[name], value))
+    fused, rest = _fusible(job)
+    if fused:
+        _update_fused(job.part(fused) if rest else job, live)
+    for indices in _waves(job, rest):
+        wave = job.part(indices)
+        before = [_kept(state) for state in wave.states] if live is not None else []
+        _apply(wave, _directions(wave, _gradients(wave, live)), live)
+        for state, kept in zip(wave.states, before, strict=False):
+            for name, value in kept.items():
+                state[name].copy_(torch.where(live, state[name], value))
 
 
-def _waves(job: Job) -> Iterable[list[int]]:
-    """Indices of parameters that are updated together; matrices of one shorter side next to each other."""
-    order = list(range(len(job.ws)))
-    if not job.blocks:
-        return [order]
-    order.sort(key=lambda i: (min(job.blocks[i][0].shape[-2:]), job.blocks[i][0].shape))
+def _kept(state: State) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.items() if name not in GUARDED_ELSEWHERE}
+
+
+def _fusible(job: Job) -> tuple[list[int], list[int]]:
+    """Indices of what the rule's fused kernel takes, and of the rest; state is laid out as its parameter."""
+    fused = []
+    if job.rule.fused is not None and job.is_plain and job.rule.lr:
+        fused = [
+            i
+            for i, (w, g) in enumerate(zip(job.ws, job.gs, strict=True))
+            if w.device.type in FUSED_DEVICES and g.dtype == w.dtype and g.stride() == w.stride()
+        ]
+    taken = set(fused)
+    return fused, [i for i in range(len(job.ws)) if i not in taken]
+
+
+def _update_fused(job: Job, live: Tensor | None) -> None:
+    rule = job.rule
+    gs = _gradients(job, None)  # the kernel looks at `live` itself
+    if rule.decay == "independent":
+        shrink = _shrink(job)
+        if live is not None:
+            shrink = torch.where(live, torch.full((), shrink, dtype=torch.float64, device=live.device), 1.0)
+        torch._foreach_mul_(job.ws, shrink)
+    decay = rule.weight_decay if rule.decay == "decoupled" else 0.0
+    type(rule).fused(rule, job.ws, gs, job.states, job.t, rule.lr, decay, live)
+
+
+def _waves(job: Job, order: list[int]) -> list[list[int]]:
+    """Parameters that are updated together; matrices of one shorter side are next to each other."""
+    if job.blocks:
+        order = sorted(order, key=lambda i: (min(job.blocks[i][0].shape[-2:]), job.blocks[i][0].shape))
     waves: list[list[int]] = []
     budget = 0
     for i in order:
@@ -109,45 +148,20 @@ def _weight(job: Job, i: int) -> Tensor:
     return job.states[i].get("master", job.ws[i])
 
 
-def _update_elements(job: Job, gs: Sequence[Tensor], live: Tensor | None) -> None:
-    rule, together, alone = job.rule, [], []
-    plain = rule.decay != "cautious" and job.rounding == "nearest" and not torch.compiler.is_compiling()
-    fused = rule.fused is not None and plain and rule.lr
-    for i, (w, g) in enumerate(zip(job.ws, gs, strict=True)):
-        (together if fused and _laid_out_alike(w, g) else alone).append(i)
-    if together:
-        part = job.part(together) if alone else job
-        if rule.decay == "independent":
-            shrink = _shrink(job)
-            torch._foreach_mul_(part.ws, shrink if live is None else torch.where(live, shrink, 1.0))
-        decay = rule.weight_decay if rule.decay == "decoupled" else 0.0
-        type(rule).fused(rule, part.ws, [gs[i] for i in together], part.states, job.t, rule.lr, decay, live)
-    if alone:
-        part = job.part(alone)
-        us = rule.local_each([gs[i] for i in alone], part.ws, part.states, job.t)
-        _apply(part, part.ws, us, range(len(alone)), 1.0, live)
-
-
-def _laid_out_alike(w: Tensor, g: Tensor) -> bool:
-    """Whether the fused kernel may have them; state is laid out as its parameter when it is created or loaded."""
-    return w.device.type in FUSED_DEVICES and g.dtype == w.dtype and g.stride() == w.stride()
-
-
-def _update_matrices(job: Job, gs: Sequence[Tensor], live: Tensor | None) -> None:
+def _directions(job: Job, gs: Sequence[Tensor]) -> list[Piece]:
     rule, t = job.rule, job.t
     us = rule.local_each(gs, job.ws, job.states, t)
+    masters = [state.get("master") for state in job.states]
+    if not job.blocks:
+        return [Piece(w, master, u, 1.0) for w, master, u in zip(job.ws, masters, us, strict=True)]
     owners = [(i, block) for i, blocks in enumerate(job.blocks) for block in blocks]
     views = [block.of(us[i]).reshape(block.shape) for i, block in owners]
-    directions = _matrix_stage(rule, views, [job.states[i] for i, _ in owners], t)
-    alike: dict[float, list[int]] = defaultdict(list)
-    for k, (i, block) in enumerate(owners):
-        w = block.of(job.ws[i])
-        finished = rule.finish(directions[k], w.reshape(block.shape), job.states[i], t)
-        directions[k] = finished.reshape(w.shape)
-        alike[rule.scale(block.shape)].append(k)
-    for scale, ks in alike.items():
-        targets = [owners[k][1].of(job.ws[owners[k][0]]) for k in ks]
-        _apply(job, targets, [directions[k] for k in ks], [owners[k] for k in ks], scale, live)
+    pieces = []
+    for (i, block), u in zip(owners, _matrix_stage(rule, views, [job.states[i] for i, _ in owners], t), strict=True):
+        w, master = block.of(job.ws[i]), masters[i] if masters[i] is None else block.of(masters[i])
+        u = rule.finish(u, w.reshape(block.shape), job.states[i], t).reshape(w.shape)
+        pieces.append(Piece(w, master, u, rule.scale(block.shape)))
+    return pieces
 
 
 def _matrix_stage(rule: Rule, us: Sequence[Tensor], states: Sequence[State], t: int | Tensor) -> list[Tensor]:
@@ -182,36 +196,33 @@ def _shrink(job: Job) -> float | Tensor:
     return 1.0 if rule.decay == "coupled" else 1 - rule.lr * rule.weight_decay
 
 
-def _apply(
-    job: Job,
-    ws: Sequence[Tensor],
-    us: Sequence[Tensor],
-    owners: Sequence[int | tuple[int, Block]],
-    scale: float,
-    live: Tensor | None,
-) -> None:
-    """w <- shrink w - lr scale u; at lr = 0 not even a sign bit changes. `owners` say whose rows these are."""
+def _apply(job: Job, pieces: Sequence[Piece], live: Tensor | None) -> None:
+    """w <- shrink w - lr scale u; at lr = 0 not even a sign bit changes."""
     rule = job.rule
     if not isinstance(rule.lr, Tensor) and not rule.lr:
         return
-    if live is None and job.rounding == "nearest" and rule.decay != "cautious" and not isinstance(rule.lr, Tensor):
-        shrink = _shrink(job)
-        if shrink != 1.0:
-            torch._foreach_mul_(ws, shrink)
-        torch._foreach_add_(ws, us, alpha=-rule.lr * scale)
+    if live is not None or not job.is_plain:
+        for piece in pieces:
+            _replace(job, piece, live)
         return
-    for w, u, owner in zip(ws, us, owners, strict=True):
-        i, block = owner if isinstance(owner, tuple) else (owner, None)
-        master = job.states[i].get("master")
-        exact = w if master is None else master if block is None else block.of(master)
-        new = _moved(job, exact if job.rounding == "nearest" else exact.to(torch.float32), u, scale)
-        moves = rule.lr != 0 if isinstance(rule.lr, Tensor) else True
-        guard = moves if live is None else live & moves
-        rounded = stochastic_round(new, job.t) if job.rounding == "stochastic" and w.dtype == torch.bfloat16 else new
-        for target, value in ((w, rounded), (master if master is None else exact, new)):
-            if target is not None:
-                value = value.to(target.dtype)
-                target.copy_(torch.where(guard, value, target) if isinstance(guard, Tensor) else value)
+    if (shrink := _shrink(job)) != 1.0:
+        torch._foreach_mul_([piece.w for piece in pieces], shrink)
+    for scale in {piece.scale for piece in pieces}:
+        alike = [piece for piece in pieces if piece.scale == scale]
+        torch._foreach_add_([piece.w for piece in alike], [piece.u for piece in alike], alpha=-rule.lr * scale)
+
+
+def _replace(job: Job, piece: Piece, live: Tensor | None) -> None:
+    rule = job.rule
+    old = piece.w if piece.master is None else piece.master
+    new = _moved(job, old if job.rounding == "nearest" else old.to(torch.float32), piece.u, piece.scale)
+    rounded = stochastic_round(new, job.t) if job.rounding == "stochastic" else new
+    moves = rule.lr != 0 if isinstance(rule.lr, Tensor) else True
+    guard = moves if live is None else live & moves
+    for target, value in ((piece.w, rounded), (piece.master, new)):
+        if target is not None:
+            value = value.to(target.dtype)
+            target.copy_(torch.where(guard, value, target) if isinstance(guard, Tensor) else value)
 
 
 def _moved(job: Job, w: Tensor, u: Tensor, scale: float) -> Tensor:
