@@ -29,26 +29,41 @@ class Mutant:
 OPTIM, KERNELS, STUDY, TRAIN = "tests/optim", "tests/kernels", "tests/study", "tests/train"
 ANALYZE, EXECUTE, TASKS, RECORDS = "tests/analyze", "tests/execute", "tests/tasks", "tests/records"
 ENGINE, MUON, ADAM = "muonlab/optim/engine.py", "muonlab/optim/muon.py", "muonlab/optim/adam.py"
+UPDATE, GUARD = "muonlab/optim/update.py", "muonlab/optim/guard.py"
 MOMENTS, POLAR, LOOP = "muonlab/kernels/moments.py", "muonlab/kernels/polar.py", "muonlab/train/loop.py"
 TUNE, TRIALS, COMPARE = "muonlab/study/tune.py", "muonlab/study/trials.py", "muonlab/study/compare.py"
 SIGNIFICANCE, SPEEDUP = "muonlab/analyze/significance.py", "muonlab/analyze/speedup.py"
 
 MUTANTS = (
-    Mutant("sign of the update flipped", ENGINE, "w.add_(u, alpha=-rule.lr)", "w.add_(u, alpha=rule.lr)", OPTIM),
-    Mutant("weight decay lost", ENGINE, "w.mul_(1 - rule.lr * rule.weight_decay)", "w.mul_(1.0)", OPTIM),
-    Mutant("weight decay without lr", ENGINE, "1 - rule.lr * rule.weight_decay", "1 - rule.weight_decay", OPTIM),
-    Mutant("moving average discarded", MOMENTS, "return m.lerp_(x, 1 - beta)", "return m.lerp(x, 1 - beta)", OPTIM),
-    Mutant("moving average upside down", MOMENTS, "m.lerp_(x, 1 - beta)", "m.lerp_(x, beta)", OPTIM),
+    Mutant("sign of the update flipped", UPDATE, "alpha=-rule.lr * scale)", "alpha=rule.lr * scale)", OPTIM),
+    Mutant("weight decay lost", UPDATE, "torch._foreach_mul_([piece.w for piece in pieces], shrink)", "pass", OPTIM),
+    Mutant("weight decay without lr", UPDATE, "1 - rule.lr * rule.weight_decay", "1 - rule.weight_decay", OPTIM),
+    Mutant("independent decay follows lr", UPDATE, "1 - job.lr_fraction * rule", "1 - rule.lr * rule", OPTIM),
+    Mutant("cautious decay where it should not be", UPDATE, "(u * w >= 0)", "(u * w < 0)", OPTIM),
+    Mutant("moving average discarded", MOMENTS, "return m.lerp_(x,", "return m.lerp(x,", OPTIM),
+    Mutant("moving average upside down", MOMENTS, "torch._foreach_lerp_(ms, xs, 1 - beta)",
+           "torch._foreach_lerp_(ms, xs, beta)", OPTIM),
     Mutant("bias correction off by one", MOMENTS, "return 1 - beta**t", "return 1 - beta ** (t + 1)", OPTIM),
     Mutant("eps inside the root", ADAM, "** 0.5).add_(self.eps)", "** 0.5).add_(self.eps**0.5)", OPTIM),
-    Mutant("Nesterov forgotten", MUON, "if self.nesterov else m.clone()", "if not self.nesterov else m.clone()", OPTIM),
-    Mutant("momentum buffer handed out", MUON, "else m.clone()", "else m", OPTIM),
+    Mutant("Nesterov forgotten", MUON, "if self.nesterov else [m", "if not self.nesterov else [m", OPTIM),
+    Mutant("momentum buffer handed out", MUON, "if self.nesterov else [m.clone() for m in ms]",
+           "if self.nesterov else ms", OPTIM),
+    Mutant("heavy ball forgets nothing", MUON, "torch._foreach_mul_(ms, self.momentum)\n", "pass\n", OPTIM),
     Mutant("scale rule on the wrong side", "muonlab/kernels/norms.py", "fan_out / max(1, fan_in)",
            "fan_in / max(1, fan_out)", f"{KERNELS} {OPTIM}"),
-    Mutant("one matrix leaks into the batch", ENGINE, "rule.matrix(torch.stack(us), workspace, t)",
-           "rule.matrix(torch.stack(us) + 1e-3 * torch.stack(us).mean(0), workspace, t)", OPTIM),
-    Mutant("non-finite step not skipped", ENGINE, "not all_finite(p.grad for p in live)",
-           "not all_finite(p.grad for p in live[:0])", OPTIM),
+    Mutant("one matrix leaks into the batch", UPDATE, "else torch.stack([us[k] for k in ks]) for ks in groups]",
+           "else torch.stack([us[k] + 1e-3 * us[ks[0]] for k in ks]) for ks in groups]", OPTIM),
+    Mutant("parts of a fused weight mixed up", "muonlab/optim/blocks.py", "x.narrow(0, self.start, self.rows)",
+           "x.narrow(0, 0, self.rows)", OPTIM),
+    Mutant("non-finite step not skipped", ENGINE, "not all_finite(grads)", "not all_finite(grads[:0])", OPTIM),
+    Mutant("skipped step still counted", GUARD, "counter -= 1", "counter -= 0", OPTIM),
+    Mutant("state poisoned by a masked step", UPDATE, "state[name].copy_(torch.where(live, state[name], value))",
+           "pass", OPTIM),
+    Mutant("stochastic rounding without noise", "muonlab/kernels/rounding.py", "* 0x9E3779B9)) & 0xFFFF",
+           "* 0x9E3779B9)) & 0x0", OPTIM),
+    Mutant("master copy rounded when loaded", ENGINE, "value.to(p.device, wanted, copy=True)",
+           "value.to(p.device, p.dtype).to(wanted)", OPTIM),
+    Mutant("QK-clip shrinks the wrong share", "muonlab/optim/qk_clip.py", "** (1 - balance)", "** balance", OPTIM),
     Mutant("batch order depends on the batch size", "muonlab/tasks/text.py", "np.arange(start + 1, start + count + 1",
            "np.arange(count * start + 1, count * start + count + 1", TASKS),
     Mutant("one micro-batch counted twice", LOOP, "first = start + part * self.micro_samples",

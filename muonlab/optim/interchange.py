@@ -135,7 +135,8 @@ def _read_settings(library: Library, dialect: Dialect, group: Mapping[str, Any],
                 continue
             raise ValueError(f"{where} lacks {missing[0]!r}: was it written by {library.name}?")
         values = [group[key].item() if isinstance(group[key], Tensor) else group[key] for key in keys]
-        settings[ours] = _ours(dialect, ours, keys[0], values[0] if isinstance(theirs, str) else tuple(values), where)
+        value = values[0] if isinstance(theirs, str) else tuple(values)
+        settings[ours] = dialect.read_value(ours, value, where)
     if "ns_coefficients" in settings:
         settings["ns_coefficients"] = _schedule(settings["ns_coefficients"], settings["ns_steps"])
     for key in (key for key, value in dialect.fixed.items() if group.get(key, value) != value):
@@ -146,17 +147,6 @@ def _read_settings(library: Library, dialect: Dialect, group: Mapping[str, Any],
     if foreign := sorted(set(group) - known):
         raise ValueError(f"{where} has settings of unknown meaning: {', '.join(foreign)}. Delete them if none matters")
     return settings
-
-
-def _ours(dialect: Dialect, ours: str, key: str, value: Any, where: str) -> Any:
-    if key == "adjust_lr_fn" and value is None:
-        value = "original"  # torch's own word for its default
-    if ours not in dialect.values:
-        return tuple(value) if isinstance(value, list) else value
-    for mine, theirs in dialect.values[ours].items():
-        if theirs == value:
-            return mine
-    raise ValueError(f"{where} has {key}={value!r}, which muonlab does not know")
 
 
 def _schedule(value: Any, num_steps: int) -> Any:
@@ -224,7 +214,10 @@ def _merge(number: int, live: Mapping[str, Any], members: Sequence[tuple], goal:
     rule = goal.rule_of(live, where)
     for p, index, group, state in members:
         if group.rule != rule:
-            raise ValueError(f"parameter {index} of the checkpoint was trained by {group.rule}, {where} is {rule}")
+            raise ValueError(
+                f"parameter {index} of the checkpoint was trained by {group.rule}, {where} is {rule}: "
+                "make the optimizer with the groups or the roles that it had"
+            )
         for name, value in state.items():
             if name != "step" and value.shape != p.shape:
                 shapes = f"{tuple(value.shape)}, its parameter in {where} {tuple(p.shape)}"
@@ -277,7 +270,7 @@ def _write_settings(library: Library, group: Group, where: str) -> dict[str, Any
     for name, keys in dialect.settings.items():
         keys = (keys,) if isinstance(keys, str) else keys
         if name in settings:
-            value = _theirs(library, dialect, name, settings, where)
+            value = dialect.write_value(name, settings[name], library.name)
             theirs |= dict(zip(keys, (value,) if len(keys) == 1 else value, strict=True))
         elif not library.own:
             if missing := [key for key in keys if key not in group.live]:
@@ -286,20 +279,6 @@ def _write_settings(library: Library, group: Group, where: str) -> dict[str, Any
     if left := sorted(set(settings) - set(dialect.settings) - set(dialect.outside)):
         raise ValueError(f"{where} has {left[0]}={settings[left[0]]!r}, for which {library.name} has no place")
     return theirs
-
-
-def _theirs(library: Library, dialect: Dialect, name: str, settings: Mapping[str, Any], where: str) -> Any:
-    value = settings[name]
-    if name == "ns_coefficients" and dialect.schedule != "any":
-        nested = not isinstance(value, str) and isinstance(value[0], tuple)
-        if isinstance(value, str) or (nested and dialect.schedule == "triple"):
-            raise ValueError(f"{where} has ns_coefficients={value!r}, which {library.name} cannot have")
-        return value if dialect.schedule == "triple" else list(value) if nested else [value]
-    if name not in dialect.values:
-        return value
-    if value not in dialect.values[name]:
-        raise ValueError(f"{where} has {name}={value!r}, which {library.name} cannot have")
-    return dialect.values[name][value]
 
 
 def _common_step(group: Group, where: str) -> int:

@@ -27,6 +27,31 @@ class Dialect:
     ignored: tuple[str, ...] = ()  # theirs only, neither read nor written
     schedule: Literal["any", "triple", "list"] = "any"  # form of ns_coefficients
 
+    def read_value(self, name: str, value: Any, where: str) -> Any:
+        """Their value of a setting of ours, in our words."""
+        theirs = self.settings[name]
+        if theirs == "adjust_lr_fn" and value is None:
+            value = "original"  # torch's own word for its default
+        if name not in self.values:
+            return tuple(value) if isinstance(value, list) else value
+        for ours, known in self.values[name].items():
+            if known == value:
+                return ours
+        raise ValueError(f"{where} has {theirs}={value!r}, which muonlab does not know")
+
+    def write_value(self, name: str, value: Any, library: str) -> Any:
+        """Our value of a setting, in their words."""
+        if name == "ns_coefficients" and self.schedule != "any":
+            nested = not isinstance(value, str) and isinstance(value[0], tuple)
+            if isinstance(value, str) or (nested and self.schedule == "triple"):
+                raise ValueError(f"{library} has no counterpart of {name}={value!r}")
+            return value if self.schedule == "triple" else list(value) if nested else [value]
+        if name not in self.values:
+            return value
+        if value not in self.values[name]:
+            raise ValueError(f"{library} has no counterpart of {name}={value!r}")
+        return self.values[name][value]
+
     def keys(self) -> Iterable[str]:
         """Every key of theirs."""
         for theirs in self.settings.values():

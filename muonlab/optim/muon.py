@@ -67,6 +67,7 @@ class MuonRule(Rule):
     source: ClassVar[str] = 'Jordan 2024, "Muon: an optimizer for hidden layers in neural networks"'
     state: ClassVar[Mapping[str, StateField]] = {"momentum_buffer": StateField("param")}
     step_count: ClassVar[str] = "none"
+    unsaid: ClassVar[Mapping[str, Any]] = {"momentum_form": "ema"}
 
     lr: float = hp(
         1e-3,

@@ -64,6 +64,7 @@ class Rule:
     source: ClassVar[str] = ""
     state: ClassVar[Mapping[str, StateField]] = {}
     step_count: ClassVar[Literal["required", "optional", "none"]] = "required"  # of a loaded state; none: t is unused
+    unsaid: ClassVar[Mapping[str, Any]] = {}  # what a state dict means that does not say it, torch's own for one
     unsupported: ClassVar[tuple[str, ...]] = ("capturable", "differentiable")  # torch's switches that must stay off
     fused: ClassVar[Callable[..., None] | None] = None  # same numbers as `local` and its application, many at once
 

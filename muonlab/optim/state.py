@@ -43,14 +43,19 @@ def advance(
                 state[name] = _allocate(rule, w, name, group)
         if "master" not in state and rounding_of(w, group) == "master":
             state["master"] = w.detach().to(torch.float32, copy=True)
-    if not ws or (rule.step_count == "none" and group["rounding"] != "stochastic"):
+    counted = [
+        state
+        for w, state in zip(ws, states, strict=True)
+        if rule.step_count != "none" or rounding_of(w, group) == "stochastic"
+    ]
+    if not counted:
         return [0] * len(ws)
-    for state in states:
+    for state in counted:
         if not isinstance(state.get("step"), Tensor):  # new, or a plain number from an old checkpoint
             state["step"] = torch.tensor(float(state.get("step", 0.0)), dtype=torch.float32)
-    steps = [state["step"] for state in states]
-    torch._foreach_add_(steps, 1.0)
-    return [int(step) for step in torch.stack(steps).tolist()]
+    torch._foreach_add_([state["step"] for state in counted], 1.0)
+    ages = dict(zip(map(id, counted), torch.stack([state["step"] for state in counted]).tolist(), strict=True))
+    return [int(ages.get(id(state), 0)) for state in states]
 
 
 def _allocate(rule: Rule, w: Tensor, name: str, group: Mapping[str, Any]) -> Tensor:
