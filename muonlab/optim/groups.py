@@ -204,7 +204,7 @@ def adopt_group(
     if loaded.setdefault("algorithm", expected) != expected:
         raise ValueError(f"loaded param group is for {loaded['algorithm']}, this one for {expected}")
     mine = rule if expected == rule.name else companion
-    for key, value in (current or {**FLAGS, **rule_defaults(mine)}).items():
+    for key, value in {**(current or {**FLAGS, **rule_defaults(mine)}), **mine.unsaid}.items():
         if key != "params":
             loaded.setdefault(key, value)
     for key in ("capturable", "differentiable"):  # say how torch computed the state, not what it means
