@@ -13,15 +13,24 @@ from muonlab.analyze.findings import (
     Curve,
     LossesAt,
     OptimizerFinding,
+    Paired,
     Slice,
-    SlicePoint,
     Speedup,
 )
-from muonlab.analyze.significance import Noise, contrast, judge, mean_interval, pooled_noise
-from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap_speedup, finite, fit_data_law, shared_fraction
+from muonlab.analyze.significance import (
+    Noise,
+    contrast,
+    judge,
+    judge_no_worse,
+    mean_interval,
+    paired,
+    pooled_noise,
+)
+from muonlab.analyze.speedup import ArmLosses, bootstrap_speedup, finite, fit_data_law, shared_fraction
+from muonlab.analyze.tuning import run_loss, selection, slices, trial_losses, tuning_spread
 from muonlab.analyze.wallclock import Rate, cost_rate
 from muonlab.records import Record
-from muonlab.records.evidence import Arm, Cell, Evidence, Trial
+from muonlab.records.evidence import Arm, Cell, Evidence
 
 __all__ = ["compare", "final_losses"]
 
@@ -41,6 +50,10 @@ def compare(evidence: Evidence, records: Records) -> Comparison:
     contrasts = {
         name: _contrast(arm.cell(horizon), baseline.cell(horizon), records) for name, arm in challengers.items()
     }
+    paired_tests = {
+        name: _paired(arm.cell(horizon), baseline.cell(horizon), evidence.margin_nats, records)
+        for name, arm in challengers.items()
+    }
     used = [records[key] for key in evidence.record_keys()]
     return Comparison(
         verdict="",
@@ -50,6 +63,7 @@ def compare(evidence: Evidence, records: Records) -> Comparison:
         optimizers={name: _optimizer(arm, horizon, records) for name, arm in arms.items()},
         speedup=speedups,
         contrasts=judge(contrasts, speedups),
+        paired=judge_no_worse(paired_tests),
         checks=(),
         slices=tuple(s for arm in arms.values() for cell in arm.cells for s in _slices(arm.name, cell, records)),
         curves=tuple(c for arm in arms.values() for cell in arm.cells for c in _curves(arm.name, cell, records)),
@@ -64,19 +78,15 @@ def compare(evidence: Evidence, records: Records) -> Comparison:
 
 def final_losses(cell: Cell, records: Records) -> list[float]:
     """Final losses of the runs of a cell that ended well."""
-    losses = (_loss(records[key]) for key in cell.keys)
+    losses = (run_loss(records[key]) for key in cell.keys)
     return [loss for loss in losses if loss is not None]
-
-
-def _loss(record: Record) -> float | None:
-    return record.final_loss if record.outcome == "ok" else None
 
 
 def _noise(cell: Cell, records: Records) -> Noise:
     """Between seeds at one horizon: final runs and the tuning runs of the chosen settings, which had other seeds."""
     tuning = cell.tuning
     tried = [
-        [loss for loss in _trial_losses(trial, records) if loss is not None]
+        [loss for loss in trial_losses(trial, records).values() if loss is not None]
         for trial in tuning.trials
         if tuning.horizon_tokens == cell.horizon_tokens and dict(trial.settings) == dict(tuning.best)
     ]
@@ -92,6 +102,8 @@ def _optimizer(arm: Arm, horizon_tokens: int, records: Records) -> OptimizerFind
     tunings = [c.tuning for c in arm.cells]
     return OptimizerFinding(
         name=arm.name,
+        optimizer=arm.optimizer or arm.name,
+        fixed=arm.fixed,
         loss_mean=float(np.mean(losses)) if losses else None,
         loss_std=finite(float(np.sqrt(noise.variance))),
         num_seeds=len(losses),
@@ -114,7 +126,7 @@ def _losses_at(cell: Cell, records: Records) -> LossesAt:
     return LossesAt(
         horizon_tokens=cell.horizon_tokens,
         seeds=tuple(records[key].spec.seed for key in cell.keys),
-        losses=tuple(_loss(records[key]) for key in cell.keys),
+        losses=tuple(run_loss(records[key]) for key in cell.keys),
         keys=cell.keys,
         mean=float(np.mean(losses)) if losses else None,
         low=low,
@@ -126,6 +138,13 @@ def _losses_at(cell: Cell, records: Records) -> LossesAt:
 def _contrast(challenger: Cell, baseline: Cell, records: Records) -> Contrast:
     ours, theirs = (final_losses(cell, records) for cell in (challenger, baseline))
     return contrast(ours, theirs, (_noise(challenger, records), _noise(baseline, records)))
+
+
+def _paired(challenger: Cell, baseline: Cell, margin_nats: float | None, records: Records) -> Paired:
+    cells = (challenger, baseline)
+    ours, theirs = ({records[key].spec.seed: run_loss(records[key]) for key in cell.keys} for cell in cells)
+    tuning = math.hypot(*(tuning_spread(cell.tuning, records, _noise(cell, records)) for cell in cells))
+    return paired(ours, theirs, margin_nats=margin_nats, tuning_nats=finite(tuning))
 
 
 def _fittable(arm: Arm, records: Records) -> list[Cell]:
@@ -204,72 +223,15 @@ def _arm_losses(cells: Sequence[Cell], records: Records) -> ArmLosses:
         means=[float(np.mean(group)) for group in losses],
         num_seeds=[len(group) for group in losses],
         noises=[_noise(cell, records) for cell in cells],
-        selection=_selection(cells[main], records),
+        selection=selection(cells[main].tuning, records),
         main=main,
         shared=shared_fraction(np.array(losses)) if len({len(group) for group in losses}) == 1 else 0.0,
     )
 
 
-def _selection(cell: Cell, records: Records) -> Selection:
-    tuning = cell.tuning
-    finished = [(trial, _trial_losses(trial, records)) for trial in tuning.trials]
-    finished = [(trial, losses) for trial, losses in finished if losses and None not in losses]
-    finished.sort(key=lambda item: any(item[0].settings[name] != tuning.best[name] for name in item[0].settings))
-    return Selection(
-        means=[float(np.mean(losses)) for _, losses in finished],
-        num_seeds=[len(losses) for _, losses in finished],
-        curvatures=[_curvature(s) for s in _slices(tuning.optimizer, cell, records)],
-    )
-
-
-def _curvature(line: Slice) -> float:
-    """Mean rise of the loss one grid step to either side of the chosen value; 0 where a side is missing."""
-    at = next((i for i, point in enumerate(line.points) if point.value == line.chosen), 0)
-    around = [point.mean for point in line.points[max(0, at - 1) : at + 2]]
-    if len(around) < 3 or None in around:
-        return 0.0
-    return max(0.0, (around[0] + around[2]) / 2 - around[1])
-
-
-def _trial_losses(trial: Trial, records: Records) -> list[float | None]:
-    return [_loss(records[key]) for key in trial.keys]
-
-
-def _slices(optimizer: str, cell: Cell, records: Records) -> list[Slice]:
-    """Per tuned coordinate, the trials that differ from the chosen settings in that coordinate at most."""
-    tuning, slices = cell.tuning, []
-    if tuning.horizon_tokens != cell.horizon_tokens:
-        return []
-    for name in tuning.coordinates:
-        others = [other for other in tuning.coordinates if other != name]
-        points = [
-            _point(trial.settings[name], _trial_losses(trial, records))
-            for trial in tuning.trials
-            if all(trial.settings[other] == tuning.best[other] for other in others)
-        ]
-        points.sort(key=lambda point: (isinstance(point.value, str), point.value))
-        slices.append(
-            Slice(
-                optimizer=optimizer,
-                coordinate=name,
-                horizon_tokens=cell.horizon_tokens,
-                chosen=tuning.best[name],
-                points=tuple(points),
-            )
-        )
-    return slices
-
-
-def _point(value, losses: Sequence[float | None]) -> SlicePoint:
-    fine = [loss for loss in losses if loss is not None]
-    bad = len(losses) - len(fine)
-    return SlicePoint(
-        value=value,
-        mean=float(np.mean(fine)) if fine and not bad else None,
-        standard_error=float(np.std(fine, ddof=1) / np.sqrt(len(fine))) if len(fine) > 1 and not bad else None,
-        num_seeds=len(losses),
-        num_diverged=bad,
-    )
+def _slices(name: str, cell: Cell, records: Records) -> list[Slice]:
+    """Those of its own tuning, not those of a tuning at another horizon."""
+    return slices(name, cell.tuning, records) if cell.tuning.horizon_tokens == cell.horizon_tokens else []
 
 
 def _curves(optimizer: str, cell: Cell, records: Records) -> list[Curve]:

@@ -17,6 +17,7 @@ __all__ = [
     "Judgement",
     "LossesAt",
     "OptimizerFinding",
+    "Paired",
     "Slice",
     "SlicePoint",
     "Speedup",
@@ -53,6 +54,8 @@ class OptimizerFinding:
     """One optimizer at the horizon of the comparison, and all its horizons in `horizons`."""
 
     name: str
+    optimizer: str  # in the catalogue; the name too, unless that is a variant's
+    fixed: Mapping[str, Value]  # what the variant sets and no tuning changed
     loss_mean: float | None
     loss_std: float | None  # between seeds
     num_seeds: int
@@ -78,6 +81,23 @@ class Contrast:
     p_value: float | None  # two-sided Welch t-test
     resolvable_nats: float | None  # the difference that this many seeds find four times out of five
     judgement: Judgement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Final loss of a challenger minus that of the baseline seed by seed: same initialisation, same data in order."""
+
+    difference_nats: float | None  # mean over the pairs; negative is lower loss
+    low: float | None  # 95 % t interval, at the settings that were chosen
+    high: float | None
+    num_pairs: int
+    num_lost: int  # seeds of which a run did not finish: with any, nothing is claimed
+    correlation: float | None  # over seeds; of losses equally noisy, pairing takes that share off the variance
+    tuning_nats: float | None  # standard error that tuning adds: another choice, an optimum between the grid's values
+    bound_nats: float | None  # one-sided 97.5 % bound on the difference, with what tuning adds
+    margin_nats: float | None  # a loss higher by no more than this counts as no worse; None: not asked
+    p_value: float | None  # one-sided, of a difference of the margin or more
+    no_worse: bool | None  # shown: higher by less than the margin; None without a margin or where withheld
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +159,7 @@ class Comparison:
     optimizers: Mapping[str, OptimizerFinding]
     speedup: Mapping[str, Speedup]
     contrasts: Mapping[str, Contrast]
+    paired: Mapping[str, Paired]
     checks: tuple[Check, ...]
     slices: tuple[Slice, ...]
     curves: tuple[Curve, ...]

@@ -1,20 +1,23 @@
-"""Is a difference real? The only place in muonlab that may say "better"."""
+"""Is a difference real, or surely small? The only place in muonlab that may say "better", or "no worse"."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
-from muonlab.analyze.findings import Check, Contrast, Judgement, Speedup
+from muonlab.analyze.findings import Check, Contrast, Judgement, Paired, Speedup
 
 __all__ = [
     "LEVEL",
     "Noise",
     "contrast",
     "judge",
+    "judge_no_worse",
     "mean_interval",
+    "paired",
     "pooled_noise",
     "student_errors",
     "verdict",
@@ -22,6 +25,7 @@ __all__ = [
 ]
 
 LEVEL = 0.95
+ONE_SIDED = (1 - LEVEL) / 2  # how often "no worse" may be said in error: one end of the interval, as in ICH E9 (1998)
 POWER = 0.8
 WITHHOLDING = ("interior", "fresh_seeds", "same_conditions", "complete")  # checks without which nothing may be said
 
@@ -103,15 +107,93 @@ def judge(contrasts: Mapping[str, Contrast], speedups: Mapping[str, Speedup]) ->
 
     Source   Holm 1979
     """
-    ordered = sorted(contrasts, key=lambda name: math.inf if (p := contrasts[name].p_value) is None else p)
-    judged, open_ = dict(contrasts), True
-    for rank, name in enumerate(ordered):
-        test, speedup = contrasts[name], speedups[name]
-        open_ = open_ and test.p_value is not None and test.p_value * (len(ordered) - rank) < 1 - LEVEL
+    p_values, judged = _holm({name: test.p_value for name, test in contrasts.items()}), {}
+    for name, test in contrasts.items():
+        speedup = speedups[name]
         better = test.judgement == "better" and speedup.low is not None and speedup.low > 1.0
         worse = test.judgement == "worse" and speedup.high is not None and speedup.high < 1.0
-        judged[name] = replace(test, judgement=test.judgement if open_ and (better or worse) else "unresolved")
+        resolved = p_values[name] < 1 - LEVEL and (better or worse)
+        judged[name] = replace(test, judgement=test.judgement if resolved else "unresolved")
     return judged
+
+
+def _holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
+    """p values that hold for all of them together; inf where there is none.
+
+    >>> _holm({"a": 0.03, "b": 0.01, "c": None})
+    {'b': 0.03, 'a': 0.06, 'c': inf}
+    """
+    ordered = sorted((math.inf if p is None else p, name) for name, p in p_values.items())
+    adjusted = np.maximum.accumulate([p * (len(ordered) - rank) for rank, (p, _) in enumerate(ordered)])
+    return {name: float(p) for (_, name), p in zip(ordered, adjusted, strict=True)}
+
+
+def paired(
+    challenger: Mapping[int, float | None],
+    baseline: Mapping[int, float | None],
+    *,
+    margin_nats: float | None = None,
+    tuning_nats: float | None = 0.0,
+) -> Paired:
+    """Final losses by seed, None where a run was lost: the mean difference of the pairs, and how large it may be.
+
+    Math     bound and p value: error^2 = var(differences) / num_pairs + tuning_nats^2, with num_pairs - 1 degrees of
+             freedom, which errs on the safe side: Satterthwaite's are more, and a larger error would lower the bound
+    Source   the paired t-test of "not worse by a margin": Westlake 1972, Schuirmann 1987; `tuning_nats` is ours
+
+    >>> found = paired({0: 2.31, 1: 2.40, 2: 2.25}, {0: 2.30, 1: 2.41, 2: 2.25}, margin_nats=0.05)
+    >>> round(found.low, 3), round(found.high, 3), round(found.p_value, 3)
+    (-0.025, 0.025, 0.007)
+    """
+    seeds = [seed for seed, loss in challenger.items() if loss is not None and baseline.get(seed) is not None]
+    ours, theirs = (np.array([losses[seed] for seed in seeds], dtype=float) for losses in (challenger, baseline))
+    lost = len({*challenger, *baseline}) - len(seeds)
+    return Paired(
+        difference_nats=float(np.mean(ours - theirs)) if seeds else None,
+        num_pairs=len(seeds),
+        num_lost=lost,
+        correlation=_correlation(ours, theirs),
+        tuning_nats=tuning_nats,
+        margin_nats=margin_nats,
+        no_worse=None if margin_nats is None else False,
+        **_paired_test(ours - theirs, tuning_nats, None if lost else margin_nats),
+    )
+
+
+def _paired_test(
+    differences: np.ndarray, tuning_nats: float | None, margin_nats: float | None
+) -> dict[Literal["low", "high", "bound_nats", "p_value"], float | None]:
+    """Interval, bound and p value; None for all of them from fewer than two pairs."""
+    num = len(differences)
+    if num < 2:
+        return dict.fromkeys(("low", "high", "bound_nats", "p_value"))
+    mean, noise = float(differences.mean()), float(differences.var(ddof=1)) / num
+    half = float(stats.t.ppf((1 + LEVEL) / 2, num - 1)) * math.sqrt(noise)
+    error = math.hypot(math.sqrt(noise), tuning_nats or 0.0)
+    p_value = None
+    if margin_nats is not None:
+        p_value = float(stats.t.sf((margin_nats - mean) / error, num - 1)) if error else float(mean >= margin_nats)
+    bound = mean + float(stats.t.isf(ONE_SIDED, num - 1)) * error
+    return {"low": mean - half, "high": mean + half, "bound_nats": bound, "p_value": p_value}
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """None for fewer than three pairs, where it says nothing, and for losses that do not vary."""
+    if len(x) < 3 or not np.ptp(x) or not np.ptp(y):
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def judge_no_worse(tests: Mapping[str, Paired]) -> dict[str, Paired]:
+    """The paired tests with what is shown: a loss higher by less than the margin, at 2.5 % one-sided.
+
+    With several challengers after Holm's correction. A challenger of which a run was lost is shown nothing of.
+    """
+    p_values = _holm({name: test.p_value for name, test in tests.items()})
+    return {
+        name: test if test.no_worse is None else replace(test, no_worse=p_values[name] < ONE_SIDED)
+        for name, test in tests.items()
+    }
 
 
 def withheld(checks: Sequence[Check]) -> list[Check]:
@@ -120,14 +202,20 @@ def withheld(checks: Sequence[Check]) -> list[Check]:
 
 
 def verdict(
-    baseline: str, contrasts: Mapping[str, Contrast], speedups: Mapping[str, Speedup], checks: Sequence[Check]
+    baseline: str,
+    contrasts: Mapping[str, Contrast],
+    speedups: Mapping[str, Speedup],
+    paired: Mapping[str, Paired],
+    checks: Sequence[Check],
 ) -> str:
-    """One sentence per challenger, or why there is none."""
+    """One sentence per challenger and another where a margin was set, or why there is none."""
     broken = withheld(checks)
     if broken:
         return f"Verdict withheld: {'; '.join(f'{check.name}: {check.detail}' for check in broken)}"
     timed = all(check.ok for check in checks if check.name == "wall_clock")
-    return " ".join(_sentence(name, baseline, contrasts[name], speedups[name], timed) for name in contrasts)
+    sentences = [_sentence(name, baseline, contrasts[name], speedups[name], timed) for name in contrasts]
+    sentences += [_margin_sentence(name, baseline, test) for name, test in paired.items() if test.no_worse is not None]
+    return " ".join(sentences)
 
 
 def _sentence(name: str, baseline: str, test: Contrast, speedup: Speedup, timed: bool) -> str:
@@ -143,6 +231,17 @@ def _sentence(name: str, baseline: str, test: Contrast, speedup: Speedup, timed:
         f"{name} is {test.judgement} than tuned {baseline}: {speedup_text(speedup)} in tokens{wall}, "
         f"final loss {side} by {abs(test.difference_nats or 0.0):.3f} nats at the same tokens."
     )
+
+
+def _margin_sentence(name: str, baseline: str, test: Paired) -> str:
+    if test.num_lost or test.bound_nats is None:
+        found = f"{test.num_lost} of its seeds lost a run" if test.num_lost else f"{test.num_pairs} pairs of runs"
+    else:
+        found = f"paired over {test.num_pairs} seeds {test.difference_nats:+.4f}, at most {test.bound_nats:+.4f}"
+    claim = f"no worse than tuned {baseline} by more than {test.margin_nats:g} nats"
+    if test.no_worse:
+        return f"{name} is {claim} ({found}; level {ONE_SIDED:.1%} one-sided)."
+    return f"It is not shown that {name} is {claim} ({found})."
 
 
 def speedup_text(speedup: Speedup) -> str:

@@ -100,6 +100,11 @@ class Selection:
             cost += gaps[np.argmin(drawn, axis=1)]
         return cost - cost.mean()
 
+    def spread(self, noise: Noise) -> float:
+        """Standard deviation of the loss given up; `noise` is that of one run."""
+        deviation = np.full(NUM_REPLICATES, math.sqrt(noise.variance))
+        return float(np.std(self.draw(deviation, np.random.default_rng(0))))
+
 
 def shared_fraction(losses: NDArray[np.float64]) -> float:
     """Intraclass correlation: how much of the noise a seed brings to all horizons alike, between 0 and 1.

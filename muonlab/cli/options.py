@@ -7,7 +7,8 @@ import typer
 
 __all__ = [
     "DEFAULT_ARTIFACTS", "DEFAULT_STORE", "Artifacts", "BatchTokens", "Compile", "Config", "Data", "Device", "DryRun",
-    "Json", "MaxRuns", "NoProgress", "Out", "Precision", "Set", "StoreUrl", "Task", "Threads", "Tokens", "Workers",
+    "Json", "Margin", "MaxRuns", "NoProgress", "Out", "Precision", "Set", "StoreUrl", "Task", "Threads", "Tokens",
+    "Variant", "Workers",
 ]  # fmt: skip
 
 DEFAULT_STORE = "muonlab.db"
@@ -37,6 +38,16 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Dotted setting for every run, e.g. task.width=64; repeatable."),
 ]
+Variant = Annotated[
+    list[str] | None,
+    typer.Option("--variant", metavar="NAME=OPTIMIZER,KEY=VALUE,...",
+                 help="An optimizer with settings of its own, e.g. muon-4=muon,opt.ns_steps=4; repeatable."),
+]  # fmt: skip
+Margin = Annotated[
+    float | None,
+    typer.Option("--margin", metavar="NATS",
+                 help="Also say which challengers are shown to be no worse than the baseline by more than this."),
+]  # fmt: skip
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", help="Study file; flags win over it.")]
 StoreUrl = Annotated[
     str,

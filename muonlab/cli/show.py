@@ -47,8 +47,8 @@ def _summary(finding: Any, executed: int, out: Path) -> dict[str, Any]:
     optimizers = {
         name: {
             key: getattr(f, key)
-            for key in ("loss_mean", "loss_std", "num_seeds", "num_diverged", "wall_seconds", "hyperparameters",
-                        "tuning_runs", "tuning_tokens", "converged")
+            for key in ("optimizer", "fixed", "loss_mean", "loss_std", "num_seeds", "num_diverged", "wall_seconds",
+                        "hyperparameters", "tuning_runs", "tuning_tokens", "converged")
         }
         for name, f in finding.optimizers.items()
     }  # fmt: skip
@@ -60,6 +60,7 @@ def _summary(finding: Any, executed: int, out: Path) -> dict[str, Any]:
         "optimizers": optimizers,
         "speedup": document["speedup"],
         "contrasts": document["contrasts"],
+        "paired": document["paired"],
         "checks": document["checks"],
         "num_runs": finding.num_runs,
         "total_tokens": finding.total_tokens,

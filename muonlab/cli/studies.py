@@ -1,6 +1,7 @@
 """demo, compare, tune and report: the verbs that run or show a study."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,8 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option(help="What the others are measured against.", show_default="the first")
     ] = None,
+    variant: opt.Variant = None,
+    margin: opt.Margin = None,
     data: opt.Data = None,
     tokens: opt.Tokens = None,
     batch_tokens: opt.BatchTokens = None,
@@ -78,14 +81,17 @@ def compare(
 ) -> None:
     """The fair comparison: tune each optimizer the same way, compare final losses over fresh seeds.
 
+    A --variant is named where optimizers are, or joins the default ones; what it sets is not tuned.
+
     Results are kept in the store: the same command again runs nothing, and after an interruption it goes on.
     """
     flags = {
         "task": task, "optimizers": names(optimizers), "baseline": baseline, "data": paths(data),
         "horizon_tokens": tokens, "batch_tokens": batch_tokens, "num_seeds": seeds, "first_seed": seed,
-        "tune": names(tune), "max_runs": max_runs, "device": device,
+        "tune": names(tune), "max_runs": max_runs, "device": device, "margin_nats": margin,
     }  # fmt: skip
     chosen = values(config, flags, settings, precision, compile)
+    _add_variants(chosen, variant or [])
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
     _compare(chosen, laboratory, out or Path("muonlab-report.html"), json, dry_run)
 
@@ -135,7 +141,7 @@ def tune(
     )
     with Store(store) as opened:
         records = opened.get([key for trial in result.trials for key in trial.keys])
-    show_tuning(result, records, json)
+    show_tuning(replace(result, optimizer=optimizer), records, json)
     if outcome.num_failed:
         sys.exit(1)
 
@@ -164,6 +170,19 @@ def report(
     )
 
 
+def _add_variants(chosen: dict[str, Any], texts: list[str]) -> None:
+    """Those of --variant beside those of the study file; each must be named where the optimizers are, if those are."""
+    from muonlab.study.config import parse_variants
+
+    added = parse_variants(texts)
+    listed = chosen.get("optimizers")
+    for name in added if isinstance(listed, list | tuple) else ():
+        if name not in listed:
+            raise UsageError(f"variant '{name}' is not among the optimizers {','.join(map(str, listed))}: add it there")
+    if added and isinstance(chosen.setdefault("variants", {}), dict):
+        chosen["variants"] |= added
+
+
 def _compare(chosen: dict[str, Any], laboratory: Laboratory, out: Path, json: bool, dry_run: bool) -> None:
     from muonlab.records.store import Store
     from muonlab.study.compare import compare as protocol
@@ -182,7 +201,9 @@ def _compare(chosen: dict[str, Any], laboratory: Laboratory, out: Path, json: bo
     check_out(out)
     command = command_line()
     asked = {**config.model_dump(mode="json"), "conventions": plan.conventions, "command": command}
-    evidence, outcome = laboratory.run(protocol(plan.bases, plan.spaces, plan.rules, asked), price.likely_tokens)
+    evidence, outcome = laboratory.run(
+        protocol(plan.bases, plan.spaces, plan.rules, asked, plan.fixed), price.likely_tokens
+    )
     with Store(laboratory.store_url) as store:
         records = store.get(evidence.record_keys())
         if not store.read_only:

@@ -63,10 +63,15 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One optimizer in a comparison; its cells from the shortest horizon to the longest."""
+    """One optimizer in a comparison; its cells from the shortest horizon to the longest.
+
+    `name` is what every table and check calls it: the catalogue's name, or that of a variant with settings of its own.
+    """
 
     name: str
     cells: tuple[Cell, ...]
+    optimizer: str = ""  # in the catalogue; "" in evidence from before there were variants: the name
+    fixed: Mapping[str, Value] = field(default_factory=dict)  # what the variant sets and no tuning changed
 
     def cell(self, horizon_tokens: int) -> Cell:
         """Raises   KeyError if the arm has no final runs at that horizon"""
@@ -87,6 +92,7 @@ class Evidence:
     tuning_seeds: tuple[int, ...] = ()
     final_seeds: tuple[int, ...] = ()
     max_runs: int = 0  # cap on the tuning runs of each optimizer at each horizon
+    margin_nats: float | None = None  # a loss higher by no more than this counts as no worse; None: not asked
     config: Mapping[str, Any] = field(default_factory=dict)  # the study as the user asked for it
 
     def record_keys(self) -> tuple[str, ...]:
@@ -100,7 +106,7 @@ class Evidence:
     def from_dict(cls, values: Mapping[str, Any]) -> "Evidence":
         """Inverse of `to_dict`, also after a trip through JSON."""
         arms = {
-            name: Arm(name=arm["name"], cells=tuple(_cell(cell) for cell in arm["cells"]))
+            name: Arm(**{**arm, "cells": tuple(map(_cell, arm["cells"])), "fixed": _tuples(arm.get("fixed", {}))})
             for name, arm in values["arms"].items()
         }
         seeds = {name: tuple(values[name]) for name in ("tuning_seeds", "final_seeds")}
@@ -113,6 +119,13 @@ def _keys(arms: Iterable[Arm]) -> Iterable[str]:
             yield from cell.keys
             for trial in cell.tuning.trials:
                 yield from trial.keys
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples they were."""
+    if isinstance(value, Mapping):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _cell(values: Mapping[str, Any]) -> Cell:

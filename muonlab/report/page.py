@@ -14,7 +14,7 @@ from muonlab.errors import UsageError
 from muonlab.report import figures
 from muonlab.report.canvas import looks
 from muonlab.report.slices import slice_figures
-from muonlab.report.text import field_name, is_undefined, is_withheld, lookup, plural, show
+from muonlab.report.text import claim, field_name, is_undefined, is_withheld, lookup, plural, show
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -24,7 +24,7 @@ __all__ = ["render", "write"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_TILES = 3  # challengers; more of them stand in the table only
-TYPOGRAPHY = {"ratio": ("x", "×"), "difference": ("-", "−"), "seconds": ("us", "µs")}
+TYPOGRAPHY = {"ratio": ("x", "×"), "difference": ("-", "−"), "correlation": ("-", "−"), "seconds": ("us", "µs")}
 
 
 def render(
@@ -111,7 +111,7 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"plural": plural, "show": _typeset, "json": _json}
+    environment.filters |= {"claim": claim, "plural": plural, "show": _typeset, "json": _json}
     environment.tests["undefined_number"] = is_undefined
     return environment
 

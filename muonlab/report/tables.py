@@ -12,7 +12,7 @@ from rich.text import Text
 from muonlab.analyze.findings import Comparison, LossesAt, OptimizerFinding, Speedup
 from muonlab.records import Record
 from muonlab.records.evidence import Tuning
-from muonlab.report.text import is_undefined, is_withheld, plural, show
+from muonlab.report.text import claim, is_undefined, is_withheld, plural, show
 
 __all__ = ["comparison_table", "record_table", "runs_table", "tuning_table"]
 
@@ -26,6 +26,7 @@ def comparison_table(finding: Comparison) -> list[RenderableType]:
         Text(_clean(finding.verdict) or "No verdict was drawn.", style="bold"),
         _optimizers(finding),
         *([_contrasts(finding)] if finding.contrasts else []),
+        *([_paired(finding)] if finding.paired else []),
         _horizons(finding),
         _checks(finding),
         Text(_cost(finding), style="dim"),
@@ -43,16 +44,23 @@ def _optimizers(finding: Comparison) -> Table:
     for name, optimizer in finding.optimizers.items():
         speedup = finding.speedup.get(name)
         table.add_row(
-            _cell(name),
+            _cell(f"{name}\n({optimizer.optimizer})" if optimizer.fixed else name),
             _cell(_loss_lines(optimizer)),
             _cell("baseline" if name == finding.baseline else _tokens_lines(speedup)),
             _cell("" if name == finding.baseline else _wall_lines(speedup)),
             _cell(show(optimizer.wall_seconds, "seconds")),
-            _cell("\n".join(f"{key} {show(x, 'value')}" for key, x in optimizer.hyperparameters.items()) or "-"),
+            _cell(_settings_lines(optimizer)),
         )
     if not finding.optimizers:
         table.add_row(*("-" for _ in table.columns))
     return table
+
+
+def _settings_lines(optimizer: OptimizerFinding) -> str:
+    """What was tuned, then what a variant sets."""
+    lines = [f"{key} {show(value, 'value')}" for key, value in optimizer.hyperparameters.items()]
+    lines += [f"{key} {show(value, 'value')}, fixed" for key, value in optimizer.fixed.items()]
+    return "\n".join(lines) or "-"
 
 
 def _loss_lines(optimizer: OptimizerFinding) -> str:
@@ -101,6 +109,29 @@ def _contrasts(finding: Comparison) -> Table:
             _cell(show(test.resolvable_nats, "loss")),
             _cell("withheld" if is_withheld(finding) else test.judgement),
         )
+    return table
+
+
+def _paired(finding: Comparison) -> Table:
+    table = _table("The same seed by seed; the bound (one-sided, 97.5 %) allows for tuning")
+    headings = ["optimizer", "pairs", "difference", "95 % interval", "correlation", "bound"]
+    margin = next(iter(finding.paired.values())).margin_nats
+    if margin is not None:
+        headings.append(f"no worse by {margin:g}")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for name, test in finding.paired.items():
+        lost = f"\n{test.num_lost} lost" if test.num_lost else ""
+        cells = [
+            name,
+            f"{test.num_pairs}{lost}",
+            show(test.difference_nats, "difference"),
+            _interval(test.low, test.high, "difference"),
+            show(test.correlation, "correlation"),
+            show(test.bound_nats, "difference"),
+            claim(test),
+        ]
+        table.add_row(*map(_cell, cells[: len(headings)]))
     return table
 
 

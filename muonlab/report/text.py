@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from muonlab.analyze.findings import Comparison
+from muonlab.analyze.findings import Comparison, Paired
 
-__all__ = ["FORMATS", "field_name", "is_undefined", "is_withheld", "lookup", "plural", "shorten", "show"]
+__all__ = ["FORMATS", "claim", "field_name", "is_undefined", "is_withheld", "lookup", "plural", "shorten", "show"]
 
 Path = Sequence[str | int]
 
@@ -20,6 +20,13 @@ def is_withheld(finding: Comparison) -> bool:
     """Whether a broken rule forbids any claim, whatever the single tests say."""
     judged = [contrast.judgement for contrast in finding.contrasts.values()]
     return "withheld" in judged or finding.verdict.lower().startswith("verdict withheld")
+
+
+def claim(test: Paired) -> str:
+    """What is said of a margin; empty where none was set."""
+    if test.margin_nats is None:
+        return ""
+    return {None: "withheld", True: "shown", False: "not shown"}[test.no_worse]
 
 
 def show(value: Any, kind: str, undefined: str = "-") -> str:
@@ -75,6 +82,7 @@ def _value(value: Any) -> str:
 
 FORMATS: Mapping[str, Callable[[Any], str]] = {
     "bare": _bare,  # a ratio inside an interval
+    "correlation": lambda value: f"{value:+.2f}",
     "count": lambda value: f"{value:,}",
     "difference": lambda value: f"{value:+.4f}",
     "loss": lambda value: f"{value:.4f}",

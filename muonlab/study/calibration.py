@@ -7,18 +7,19 @@ found where there is none, and how often does the 95 % interval hold the planted
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from muonlab.analyze.findings import Comparison
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import Record, RunSpec
 from muonlab.study.compare import ComparisonRules, compare
 from muonlab.study.fairness import conclude
 from muonlab.study.protocol import drive
 
-__all__ = ["Calibration", "Landscape", "Response", "calibrate"]
+__all__ = ["Calibration", "Landscape", "Response", "calibrate", "claim_rate"]
 
 LR = Hyperparameter("opt.lr", 0.008, (0.001, 0.002, 0.004, 0.008, 0.016, 0.032), low=0.0, low_closed=False)
 WEIGHT_DECAY = Hyperparameter("opt.weight_decay", 0.1, (0.0, 0.1, 0.2), low=0.0)
@@ -115,7 +116,7 @@ def calibrate(planted: float, num_studies: int, *, noises: tuple[float, float], 
     Each study has its own landscape: where the optima lie relative to the grid is random and different for the two
     optimizers, as it is in life. `noises` are those of baseline and challenger.
     """
-    outcomes = [_study(planted, noises, np.random.default_rng([seed, trial]), trial) for trial in range(num_studies)]
+    outcomes = [_outcome(planted, noises, np.random.default_rng([seed, trial]), trial) for trial in range(num_studies)]
     held = [o for o in outcomes if o["covered"] is not None]
     rates = {
         "false_verdicts": float(np.mean([o["judgement"] in o["wrong"] for o in outcomes])),
@@ -140,20 +141,37 @@ def calibrate(planted: float, num_studies: int, *, noises: tuple[float, float], 
     )
 
 
-def _study(planted: float, noises: tuple[float, float], rng: np.random.Generator, trial: int) -> dict[str, Any]:
-    def response(speed: float, noise: float) -> Response:
-        return Response(
-            speed=speed, noise=noise,
-            best_lr=0.004 * 4 ** rng.random(), best_weight_decay=0.2 * rng.random(),
-        )  # fmt: skip
+def claim_rate(
+    margin_nats: float, excess_nats: float, num_studies: int, *, noise: float, num_seeds: int = 5, seed: int = 0
+) -> float:
+    """How often a challenger is said to be no worse by more than a margin, worse by `excess_nats` as it is.
 
-    landscape = Landscape({"a": response(1.0, noises[0]), "b": response(planted, noises[1])}, trial)
+    Both at their own best settings, which lie at random places of the grid: a study knows them as well as its tuning.
+    """
+    rules = ComparisonRules(baseline="a", final_seeds=tuple(range(num_seeds)), margin_nats=margin_nats)
+    said = 0
+    for trial in range(num_studies):
+        rng = np.random.default_rng([seed, trial])
+        responses = {"a": _anywhere(rng, noise=noise), "b": _anywhere(rng, noise=noise)}
+        responses["b"] = replace(responses["b"], floor=responses["a"].floor + excess_nats)
+        finding, _ = _study(responses, rules, trial)
+        said += finding.paired["b"].no_worse is True
+    return said / num_studies
+
+
+def _anywhere(rng: np.random.Generator, **values: float) -> Response:
+    return Response(best_lr=0.004 * 4 ** rng.random(), best_weight_decay=0.2 * rng.random(), **values)
+
+
+def _study(responses: Mapping[str, Response], rules: ComparisonRules, trial: int) -> tuple[Comparison, int]:
+    """The finding of one simulated comparison, and its number of runs."""
+    landscape = Landscape(responses, trial)
     bases = {
         name: RunSpec(
             task="landscape", optimizer=name, horizon_tokens=HORIZON_TOKENS, batch_tokens=BATCH_TOKENS,
             hyperparameters={"opt.lr": LR.default, "opt.weight_decay": WEIGHT_DECAY.default},
         )
-        for name in landscape.responses
+        for name in responses
     }  # fmt: skip
     spaces = dict.fromkeys(bases, (LR, WEIGHT_DECAY))
     records: dict[str, Record] = {}
@@ -162,8 +180,13 @@ def _study(planted: float, noises: tuple[float, float], rng: np.random.Generator
         records.update(landscape.run(specs))
         return {spec.key: records[spec.key] for spec in specs}
 
-    evidence = drive(compare(bases, spaces, ComparisonRules(baseline="a")), run)
-    finding = conclude(evidence, records)
+    evidence = drive(compare(bases, spaces, rules), run)
+    return conclude(evidence, records), len(records)
+
+
+def _outcome(planted: float, noises: tuple[float, float], rng: np.random.Generator, trial: int) -> dict[str, Any]:
+    responses = {"a": _anywhere(rng, noise=noises[0]), "b": _anywhere(rng, noise=noises[1], speed=planted)}
+    finding, num_runs = _study(responses, ComparisonRules(baseline="a"), trial)
     speedup, judgement = finding.speedup["b"], finding.contrasts["b"].judgement
     wrong = {1.0: ("better", "worse")}.get(planted, ("worse",) if planted > 1 else ("better",))
     bounds = (speedup.low or 0.0, speedup.high or math.inf)
@@ -174,5 +197,5 @@ def _study(planted: float, noises: tuple[float, float], rng: np.random.Generator
         "covered": bounds[0] <= planted <= bounds[1] if inside else None,
         "speedup": speedup.tokens or math.nan,
         "width": bounds[1] / bounds[0] if bounds[0] else math.inf,
-        "runs": len(records),
+        "runs": num_runs,
     }

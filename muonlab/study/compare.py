@@ -11,6 +11,7 @@ from muonlab.errors import UsageError
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec
 from muonlab.records.evidence import Arm, Cell, Evidence, Tuning
+from muonlab.records.spec import Value
 from muonlab.study.protocol import Protocol, gather
 from muonlab.study.trials import Settings
 from muonlab.study.tune import TuningRules, tune
@@ -28,6 +29,7 @@ class ComparisonRules:
     final_seeds: tuple[int, ...] = tuple(range(5))
     horizon_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # of the baseline, each run with its own full schedule
     tuning: TuningRules = field(default_factory=TuningRules)
+    margin_nats: float | None = None  # a loss higher by no more than this counts as no worse
 
     def __post_init__(self) -> None:
         shared = sorted(set(self.final_seeds) & set(self.tuning.seeds))
@@ -46,8 +48,11 @@ def compare(
     spaces: Mapping[str, Sequence[Hyperparameter]],
     rules: ComparisonRules,
     config: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Mapping[str, Value]] | None = None,
 ) -> Protocol[Evidence]:
     """Compare the optimizers of `bases` (name -> run at the horizon of the comparison) with the baseline.
+
+    A name is the catalogue's or that of a variant, with what the variant sets in `fixed`.
 
     1. Tune each at that horizon.
     2. Final runs on fresh seeds: the challengers at that horizon, the baseline at several, lr re-tuned at each, so
@@ -73,10 +78,11 @@ def compare(
         task=first.task,
         baseline=rules.baseline,
         horizon_tokens=horizon,
-        arms={name: study.arm(name) for name in bases},
+        arms={name: study.arm(name, (fixed or {}).get(name, {})) for name in bases},
         tuning_seeds=rules.tuning.seeds,
         final_seeds=rules.final_seeds,
         max_runs=rules.tuning.max_runs,
+        margin_nats=rules.margin_nats,
         config=config or {},
     )
 
@@ -104,9 +110,9 @@ class _Study:
         self.cells: dict[tuple[str, int], Cell] = {}
         self.means: dict[tuple[str, int], float] = {}
 
-    def arm(self, name: str) -> Arm:
-        cells = sorted((h, cell) for (n, h), cell in self.cells.items() if n == name)
-        return Arm(name=name, cells=tuple(cell for _, cell in cells))
+    def arm(self, name: str, fixed: Mapping[str, Value]) -> Arm:
+        cells = tuple(self.cells[key] for key in sorted(self.cells) if key[0] == name)
+        return Arm(name=name, optimizer=self.bases[name].optimizer, fixed=fixed, cells=cells)
 
     def run(self, wants: Sequence[tuple[str, int]]) -> Protocol[None]:
         results = yield from gather({f"{name} {h}": self._cell(name, h) for name, h in wants})

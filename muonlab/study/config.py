@@ -1,8 +1,9 @@
 """A study as the user asks for it: command line and TOML file become this, and nothing else does."""
 
 import hashlib
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from muonlab.errors import UsageError, unknown
 from muonlab.records.spec import Value, canonical_json
 
-__all__ = ["ComparisonConfig", "load_config", "parse_setting", "validated"]
+__all__ = ["ComparisonConfig", "flattened", "load_config", "parse_setting", "parse_variants", "validated"]
+
+VARIANT_NAME = re.compile(r"\w[\w.+-]*")
+NEXT_SETTING = re.compile(r",(?=\s*[\w.]+\s*=)")  # a comma inside a list is followed by a value, not by NAME=
 
 
 class ComparisonConfig(BaseModel):
@@ -34,11 +38,23 @@ class ComparisonConfig(BaseModel):
     max_runs: int = Field(80, ge=1)
     device: str = "cpu"
     settings: dict[str, Any] = Field(default_factory=dict)  # dotted names, for every run of every optimizer
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)  # name -> optimizer and dotted names it fixes
+    margin_nats: float | None = Field(None, gt=0)  # a loss higher by no more than this counts as no worse
 
     @property
     def key(self) -> str:
-        """Identifies the study in the store."""
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
+        """Identifies the study in the store. What is not asked for is left out, as it was before one could ask."""
+        values = self.model_dump(mode="json")
+        values = {name: v for name, v in values.items() if name not in ("variants", "margin_nats") or v}
+        return hashlib.sha256(canonical_json(values).encode()).hexdigest()
+
+    def optimizer(self, name: str) -> str:
+        """The catalogue's name of what is called `name` here: that of a variant's optimizer, else `name` itself."""
+        return self.variants[name]["optimizer"] if name in self.variants else name
+
+    def fixed(self, name: str) -> dict[str, Value]:
+        """What a variant sets and no tuning changes; nothing for an optimizer of the catalogue."""
+        return {key: value for key, value in self.variants.get(name, {}).items() if key != "optimizer"}
 
 
 def validated(values: Mapping[str, Any]) -> ComparisonConfig:
@@ -50,8 +66,12 @@ def validated(values: Mapping[str, Any]) -> ComparisonConfig:
         if name not in ComparisonConfig.model_fields:
             raise unknown("key", name, ComparisonConfig.model_fields)
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    variants = _variants(values.get("variants", {}))
+    if variants and "optimizers" not in values:
+        names = (*ComparisonConfig.model_fields["optimizers"].default, *variants)
+        lists["optimizers"] = tuple(dict.fromkeys(names))
     try:
-        config = ComparisonConfig(**{**values, **lists})
+        config = ComparisonConfig(**{**values, **lists, "variants": variants})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -66,6 +86,46 @@ def validated(values: Mapping[str, Any]) -> ComparisonConfig:
     return config
 
 
+def _variants(tables: Any) -> dict[str, dict[str, Value]]:
+    """Tables of a study file as flat ones, each with an optimizer and something that it sets."""
+    if not isinstance(tables, Mapping):
+        raise UsageError(f"variants: must be tables such as [variants.muon-4], got {tables!r}")
+    for name, table in tables.items():
+        if not VARIANT_NAME.fullmatch(name):
+            raise UsageError(f"variant {name!r}: a name has letters, digits and _ . + - after the first")
+        if not isinstance(table, Mapping) or not isinstance(table.get("optimizer"), str):
+            raise UsageError(f"variant '{name}' names no optimizer: it needs optimizer = \"muon\" or another")
+        if len(table) < 2:
+            raise UsageError(f"variant '{name}' sets nothing: name {table['optimizer']} itself, or set one of its keys")
+    return {name: flattened(table) for name, table in tables.items()}
+
+
+def parse_variants(texts: Sequence[str]) -> dict[str, dict[str, Value]]:
+    """Variants written `NAME=OPTIMIZER,KEY=VALUE,...` as the tables of a study file.
+
+    A comma ends a value only where another KEY= follows, so that lists are written as they are.
+
+    >>> parse_variants(["two=muon,opt.ns_coefficients=[[4, -7, 3], [3, -4, 2]],opt.ns_steps=2"])["two"]
+    {'optimizer': 'muon', 'opt.ns_coefficients': [[4, -7, 3], [3, -4, 2]], 'opt.ns_steps': 2}
+
+    Raises   UsageError for a text of another form, a name or a key given twice
+    """
+    found: dict[str, dict[str, Value]] = {}
+    for text in texts:
+        first, *settings = NEXT_SETTING.split(text)
+        name, _, optimizer = (part.strip() for part in first.partition("="))
+        if not name or not optimizer:
+            raise UsageError(f"--variant wants NAME=OPTIMIZER,KEY=VALUE,..., got {text!r}")
+        if name in found:
+            raise UsageError(f"variant '{name}' is given twice")
+        found[name] = {"optimizer": optimizer}
+        for key, value in (parse_setting(setting, "--variant") for setting in settings):
+            if key in found[name]:
+                raise UsageError(f"variant '{name}' sets {key} twice")
+            found[name][key] = value
+    return found
+
+
 def load_config(path: Path) -> dict[str, Any]:
     """The values of a TOML file.
 
@@ -78,7 +138,7 @@ def load_config(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read config {path}: {reason}") from None
 
 
-def parse_setting(text: str) -> tuple[str, Value]:
+def parse_setting(text: str, flag: str = "--set") -> tuple[str, Value]:
     """`a.b=v` as name and value; the value is read as TOML, and as a plain string where that fails.
 
     >>> parse_setting("opt.lr=1e-3"), parse_setting("schedule.kind=wsd")
@@ -88,7 +148,7 @@ def parse_setting(text: str) -> tuple[str, Value]:
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip() or not value.strip():
-        raise UsageError(f"--set wants NAME=VALUE, got {text!r}")
+        raise UsageError(f"{flag} wants NAME=VALUE, got {text!r}")
     try:
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

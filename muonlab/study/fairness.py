@@ -22,11 +22,12 @@ def conclude(evidence: Evidence, records: Records) -> Comparison:
     """The whole finding: analysis, checks, verdict."""
     finding = analysis.compare(evidence, records)
     checks = check(evidence, records, finding)
-    contrasts = finding.contrasts
+    contrasts, paired = finding.contrasts, finding.paired
     if withheld(checks):
         contrasts = {name: replace(contrast, judgement="withheld") for name, contrast in contrasts.items()}
-    sentence = verdict(evidence.baseline, contrasts, finding.speedup, checks)
-    return replace(finding, contrasts=contrasts, checks=checks, verdict=sentence)
+        paired = {name: replace(test, no_worse=None) for name, test in paired.items()}
+    sentence = verdict(evidence.baseline, contrasts, finding.speedup, paired, checks)
+    return replace(finding, contrasts=contrasts, paired=paired, checks=checks, verdict=sentence)
 
 
 def check(evidence: Evidence, records: Records, finding: Comparison) -> tuple[Check, ...]:

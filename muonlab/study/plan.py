@@ -10,6 +10,7 @@ from muonlab.errors import UsageError, unknown
 from muonlab.optim import catalog
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec, Schedule
+from muonlab.records.spec import Value
 from muonlab.study.compare import SHORTEST_RATIO, ComparisonRules
 from muonlab.study.config import ComparisonConfig
 from muonlab.study.space import check_names, coordinates, settable, start
@@ -29,12 +30,13 @@ class Plan:
     bases: Mapping[str, RunSpec]
     spaces: Mapping[str, Sequence[Hyperparameter]]
     rules: ComparisonRules
+    fixed: Mapping[str, Mapping[str, Value]]  # what each variant sets and no tuning changes
 
     @property
     def conventions(self) -> dict[str, dict[str, str]]:
         """Per optimizer, what must be said before its learning rate means anything."""
         return {
-            name: {**catalog.conventions(name, base.hyperparameters), "schedule": base.schedule.kind}
+            name: {**catalog.conventions(base.optimizer, base.hyperparameters), "schedule": base.schedule.kind}
             for name, base in self.bases.items()
         }
 
@@ -98,7 +100,7 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
         raise UsageError("a comparison runs several seeds: name the first with --seed, not with --set seed")
     bases = base_specs(config)
     first = bases[config.optimizers[0]]
-    check_names(config.optimizers, first, config.tune)
+    check_names([base.optimizer for base in bases.values()], first, config.tune)
     final = tuple(range(config.first_seed, config.first_seed + config.num_seeds))
     first_tuning = FIRST_TUNING_SEED + config.first_seed
     tuning = TuningRules(
@@ -106,15 +108,18 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
         first_seeds=config.tuning_seeds,
         max_runs=config.max_runs,
     )
-    spaces = {name: coordinates(name, base, config.tune) for name, base in bases.items()}
+    spaces = {name: coordinates(base, config.tune, config.fixed(name)) for name, base in bases.items()}
+    _check_twins(bases, spaces)
     rules = ComparisonRules(
-        baseline=config.baseline, final_seeds=final, horizon_ratios=config.horizon_ratios, tuning=tuning
-    )
-    return Plan(bases, spaces, rules)
+        baseline=config.baseline, final_seeds=final, horizon_ratios=config.horizon_ratios, tuning=tuning,
+        margin_nats=config.margin_nats,
+    )  # fmt: skip
+    return Plan(bases, spaces, rules, {name: config.fixed(name) for name in bases if name in config.variants})
 
 
 def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
     """The run of each optimizer at the config's horizon, every hyperparameter at its default or as set."""
+    _check_optimizers(config)
     _check_settings(config)
     info = tasks.locate(config.task)
     own = {name.partition(".")[2]: v for name, v in config.settings.items() if name.startswith("task.")}
@@ -126,18 +131,19 @@ def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
     others = {name: v for name, v in config.settings.items() if not name.startswith(("task.", "opt.", "aux."))}
     specs = {}
     for name in config.optimizers:
-        asked = {key: v for key, v in config.settings.items() if key in catalog.settable(name)}
-        hyperparameters = {**start(name), **asked}
+        optimizer = config.optimizer(name)
+        asked = {key: v for key, v in config.settings.items() if key in catalog.settable(optimizer)}
+        hyperparameters = {**start(optimizer), **asked, **config.fixed(name)}
         specs[name] = RunSpec(
             task=info.name,
             source=info.source,
             task_options={**defaults, **own},
             data=data,
             data_fingerprint=tasks.fingerprint(task),
-            numerics={**info.numerics, "rule": catalog.numerics_version(name)},
-            optimizer=name,
+            numerics={**info.numerics, "rule": catalog.numerics_version(optimizer)},
+            optimizer=optimizer,
             hyperparameters=hyperparameters,
-            polar=catalog.polar_description(name, hyperparameters),
+            polar=catalog.polar_description(optimizer, hyperparameters),
             horizon_tokens=config.horizon_tokens,
             batch_tokens=config.batch_tokens,
             schedule=Schedule(),
@@ -149,8 +155,33 @@ def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
     return specs
 
 
+def _check_optimizers(config: ComparisonConfig) -> None:
+    """Every name is the catalogue's or a variant's, and every variant sets what its optimizer has."""
+    for name in config.variants:
+        if name in catalog.names():
+            raise UsageError(f"variant '{name}' has the name of an optimizer: give it another")
+        valid = catalog.settable(config.optimizer(name))
+        for key in config.fixed(name):
+            if key not in valid:
+                raise unknown(f"hyperparameter of {config.optimizer(name)} in variant '{name}'", key, valid)
+            if key == "opt.lr":
+                raise UsageError(f"variant '{name}' fixes opt.lr, which is tuned for every optimizer: leave it out")
+    for name in config.optimizers:
+        if name not in config.variants and name not in catalog.names():
+            raise unknown("optimizer", name, [*catalog.names(), *config.variants])
+
+
+def _check_twins(bases: Mapping[str, RunSpec], spaces: Mapping[str, Sequence[Hyperparameter]]) -> None:
+    """Two names for the same runs would be compared with themselves."""
+    seen: dict[tuple[str, ...], str] = {}
+    for name, base in bases.items():
+        twin = seen.setdefault((base.key, *(h.name for h in spaces[name])), name)
+        if twin != name:
+            raise UsageError(f"'{twin}' and '{name}' are the same runs under two names: leave one of them out")
+
+
 def _check_settings(config: ComparisonConfig) -> None:
-    valid = frozenset().union(*(settable(name) for name in config.optimizers))
+    valid = frozenset().union(*(settable(config.optimizer(name)) for name in config.optimizers))
     for name in config.settings:
         if not name.startswith("task.") and name not in valid:
             raise unknown("key", name, valid)

@@ -1,6 +1,6 @@
 """What can be tuned: the rule's hyperparameters, which it declares itself, and the trainer's, declared here."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from muonlab.errors import UsageError, unknown
@@ -52,13 +52,14 @@ def trainer_space(base: RunSpec) -> tuple[Hyperparameter, ...]:
     return tuple(space)
 
 
-def coordinates(optimizer: str, base: RunSpec, names: Sequence[str]) -> tuple[Hyperparameter, ...]:
+def coordinates(base: RunSpec, names: Sequence[str], fixed: Collection[str] = ()) -> tuple[Hyperparameter, ...]:
     """The coordinates that `names` ask for, lr first, each starting where `base` stands.
 
-    `all` means every one. A name that this optimizer does not have (opt.momentum for AdamW) is left out.
+    `all` means every one. A name that this optimizer does not have (opt.momentum for AdamW), or that is `fixed`, is
+    left out.
     """
-    rule = [replace(h, default=base.hyperparameters.get(h.name, h.default)) for h in catalog.space(optimizer)]
-    space = {h.name: h for h in (*rule, *trainer_space(base)) if h.grid}
+    rule = [replace(h, default=base.hyperparameters.get(h.name, h.default)) for h in catalog.space(base.optimizer)]
+    space = {h.name: h for h in (*rule, *trainer_space(base)) if h.grid and h.name not in fixed}
     chosen = list(space) if "all" in names else [name for name in dict.fromkeys(names) if name in space]
     if "opt.lr" not in chosen:
         raise UsageError("--tune must name opt.lr: an optimizer whose learning rate is not tuned can't be compared")

@@ -53,6 +53,38 @@ def test_contrast(plain):
     assert test.p_value == pytest.approx(2 * stats.t.sf(0.2 / math.sqrt(sum(parts)), degrees))
 
 
+def test_paired_by_seed(plain):
+    test = finding(plain, margin_nats=0.05).paired["ours"]
+    differences = np.subtract(OURS, BASE[H])
+    error = np.std(differences, ddof=1) / math.sqrt(3)
+    assert test.difference_nats == pytest.approx(-0.2) and test.num_pairs == 3
+    assert (test.low, test.high) == pytest.approx(stats.t.interval(0.95, 2, -0.2, error))
+    assert (test.tuning_nats, test.margin_nats, test.no_worse) == (0.0, 0.05, True)
+    assert finding(plain, margin_nats=0.03).paired["ours"].no_worse is False  # the interval ends at 0.037
+    assert finding(plain).paired["ours"].no_worse is None
+
+
+def test_a_coarse_grid_makes_the_paired_bound_wider_than_the_interval(plain):
+    """An optimum anywhere within half a step of a slice that rises by 0.3: a standard deviation of 0.3 * 0.0745.
+
+    That the chosen setting was run on a third seed, with a high loss, is no part of the slice.
+    """
+    rates = {0.005: [2.6, 2.7], 0.01: [2.3, 2.4, 9.0], 0.02: [2.6, 2.7]}
+    plain.cell("tuned", OURS, best=LR, trials=[({"opt.lr": rate}, losses) for rate, losses in rates.items()])
+    test, without = (finding(plain).paired[name] for name in ("tuned", "ours"))
+    assert test.tuning_nats == pytest.approx(0.3 / math.sqrt(180), rel=0.1)
+    assert (test.low, test.high) == (without.low, without.high) and test.bound_nats > without.bound_nats
+
+
+def test_what_a_seed_brings_to_every_setting_alike_moves_no_choice(plain):
+    """Two settings 0.3 apart on each of two seeds, which are 0.4 apart; or on the mean of seeds that disagree."""
+    for name, losses in (("sure", [2.6, 3.0]), ("unsure", [2.8, 2.8])):
+        trials = [(LR, [2.3, 2.7]), ({"opt.lr": 0.02}, losses)]
+        plain.cell(name, OURS, best=LR, trials=trials)
+    found = finding(plain).paired
+    assert found["sure"].tuning_nats < 1e-9 and found["unsure"].tuning_nats > 0.05
+
+
 def test_tuning_runs_of_the_chosen_settings_sharpen_the_noise(plain):
     """(2.6, 2.9): 0.045 over 1 degree, beside 0.06 over 6; what was not chosen does not count."""
     plain.cell("third", [2.5, 2.4, 2.6], best=LR, trials=[(LR, [2.6, 2.9]), ({"opt.lr": 0.02}, [1.0, 9.0])])

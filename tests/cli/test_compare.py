@@ -101,6 +101,36 @@ def test_a_larger_study_runs_only_what_is_new(copied):
     assert more.json["num_runs"] == copied.document["num_runs"] + more.json["runs_executed"]
 
 
+def test_a_variant_is_compared_like_any_optimizer_and_named_in_a_file_too(copied):
+    program, arguments = copied.program, [*copied.arguments, "--json"]
+    named = ["--optimizers", "muon,muon-4", "--margin", "0.5"]
+    done = program(*arguments, *named, "--variant", "muon-4=muon,opt.ns_steps=4", "--out", "flags.html")
+    assert done.code == 0, done
+    found = done.json
+    assert found["optimizers"].keys() == {"muon", "muon-4"} and found["contrasts"].keys() == {"muon-4"}
+    four = found["optimizers"]["muon-4"]
+    assert (four["optimizer"], four["fixed"]) == ("muon", {"opt.ns_steps": 4})
+    assert found["optimizers"]["muon"]["loss_mean"] == copied.document["optimizers"]["muon"]["loss_mean"]
+    assert four["loss_mean"] != found["optimizers"]["muon"]["loss_mean"]
+    paired = found["paired"]["muon-4"]
+    assert paired["num_pairs"] == 2 and paired["margin_nats"] == 0.5 and paired["no_worse"] in (True, False, None)
+    assert "muon with opt.ns_steps" in (program.folder / "flags.html").read_text()
+    with Store(program.folder / "muonlab.db", read_only=True) as store:
+        assert {row.optimizer for row in store.list()} == {"adamw", "muon"}  # a run knows nothing of names
+        assert len(store.list(limit=1000)) == store.count()
+        assert store.study().config["conventions"]["muon-4"]["polar factor"].split(":")[2] == "4"
+    assert numbers(program("report", "--json").json) == numbers(found)
+    text = (program.folder / "small.toml").read_text()
+    table = '[variants.muon-4]\noptimizer = "muon"\nopt.ns_steps = 4\n'
+    (program.folder / "small.toml").write_text(f'optimizers = ["muon", "muon-4"]\nmargin_nats = 0.5\n{text}{table}')
+    again = program(*arguments)
+    assert again.json["runs_executed"] == 0 and numbers(again.json) == numbers(found)
+    with Store(program.folder / "muonlab.db", read_only=True) as store:
+        assert len(store.studies()) == 2  # the same study, wherever it was written down
+    tuned = program("tune", "text", *copied.arguments[2:], "--tune", "opt.lr", "--optimizer", "muon-4", "--json")
+    assert tuned.code == 0 and tuned.json["best"] == four["hyperparameters"]
+
+
 def test_moved_data_and_a_moved_store_re_run_nothing(copied):
     folder = copied.program.folder
     (folder / "elsewhere").mkdir()

@@ -12,6 +12,7 @@ from muonlab.analyze.findings import (
     Curve,
     LossesAt,
     OptimizerFinding,
+    Paired,
     Slice,
     SlicePoint,
     Speedup,
@@ -59,7 +60,8 @@ def optimizer(name: str, speedup: float, horizons: Sequence[int], settings, **ch
     at = tuple(losses_at(name, h, law_loss(h * speedup), {**settings, "opt.lr": settings["opt.lr"]}) for h in horizons)
     main = next(a for a in at if a.horizon_tokens == HORIZON)
     values = {
-        "name": name, "loss_mean": main.mean, "loss_std": 0.0062, "num_seeds": 5, "num_diverged": 0,
+        "name": name, "optimizer": name, "fixed": {},
+        "loss_mean": main.mean, "loss_std": 0.0062, "num_seeds": 5, "num_diverged": 0,
         "wall_seconds": 61.4 if name == "adamw" else 72.9, "step_seconds": 0.0150 if name == "adamw" else 0.0178,
         "num_params": 1_312_768, "hyperparameters": settings, "polar": "" if name == "adamw" else "newton_schulz",
         "horizons": at, "tuning_runs": 112 if name == "adamw" else 70, "tuning_tokens": 391_380_992, "converged": True,
@@ -116,6 +118,18 @@ def contrast_of(difference: float | None, judgement="better") -> Contrast:
     )
 
 
+def paired_of(difference: float | None, no_worse: bool | None = None, **changes) -> Paired:
+    known = difference is not None
+    values = {
+        "difference_nats": difference, "low": difference - 0.0071 if known else None,
+        "high": difference + 0.0071 if known else None, "num_pairs": 5 if known else 0, "num_lost": 0 if known else 5,
+        "correlation": -0.42 if known else None, "tuning_nats": 0.0023 if known else None,
+        "bound_nats": difference + 0.0094 if known else None, "margin_nats": None if no_worse is None else 0.013,
+        "p_value": None if no_worse is None else 0.0117, "no_worse": no_worse,
+    }  # fmt: skip
+    return Paired(**{**values, **changes})
+
+
 def make_finding(**changes) -> Comparison:
     adamw = {"opt.lr": 0.004, "opt.weight_decay": 0.1}
     muon = {"opt.lr": 0.02, "opt.weight_decay": 0.0, "opt.momentum": 0.95}
@@ -128,6 +142,7 @@ def make_finding(**changes) -> Comparison:
         "verdict": "muon is better than tuned adamw: 1.40x [1.28, 1.55] in tokens, final loss lower by 0.082 nats.",
         "task": "text", "baseline": "adamw", "horizon_tokens": HORIZON, "optimizers": optimizers,
         "speedup": {"muon": speedup_of(1.404)}, "contrasts": {"muon": contrast_of(-0.0823)},
+        "paired": {"muon": paired_of(-0.0823)},
         "checks": tuple(Check(name=name, ok=True, detail=detail) for name, detail in CHECKS),
         "slices": (
             bowl("adamw", "opt.lr", rates, 0.004, diverged=(0.016,)),
@@ -171,9 +186,28 @@ def make_crowd(num: int = 12) -> Comparison:
         optimizers=optimizers,
         speedup={name: speedup_of(factor) for name, factor in factors.items()},
         contrasts=contrasts,
+        paired={name: paired_of(contrast.difference_nats) for name, contrast in contrasts.items()},
         slices=tuple(replace(s, optimizer=name) for name in factors for s in base.slices if s.optimizer == "muon"),
         curves=tuple(c for name, factor in {"adamw": 1.0, **factors}.items() for c in curves(name, factor)),
     )
+
+
+def make_variants() -> Comparison:
+    """Muon with other settings against Muon, with a margin that holds for one of them."""
+    settings = {"opt.lr": 0.02, "opt.weight_decay": 0.0}
+    triples = ((4.0848, -6.8946, 2.927), (3.9505, -6.3029, 2.6377))
+    variants = {"muon-4": {"opt.ns_steps": 4}, "two": {"opt.ns_coefficients": triples, "opt.ns_steps": 2}}
+    muon = optimizer("muon", 1.0, (HORIZON // 2, HORIZON, 2 * HORIZON), settings)
+    optimizers = {"muon": muon}
+    for name, fixed in variants.items():
+        optimizers[name] = optimizer(name, 1.01, (HORIZON,), settings, optimizer="muon", fixed=fixed)
+    return make_finding(
+        verdict="muon-4 is no worse than tuned muon by more than 0.013 nats.", baseline="muon", optimizers=optimizers,
+        speedup={name: speedup_of(1.01) for name in variants},
+        contrasts={name: contrast_of(0.0012, "unresolved") for name in variants},
+        paired={"muon-4": paired_of(0.0012, True), "two": paired_of(0.0112, False, num_pairs=4, num_lost=1)},
+        slices=(), curves=(),
+    )  # fmt: skip
 
 
 def lost(finding: Comparison, names: Sequence[str]) -> Comparison:
@@ -193,6 +227,7 @@ def lost(finding: Comparison, names: Sequence[str]) -> Comparison:
         optimizers=optimizers,
         speedup={name: speedup_of(None) for name in finding.speedup},
         contrasts={name: contrast_of(None, "unresolved") for name in finding.contrasts},
+        paired={name: paired_of(None) for name in finding.paired},
         law=None if finding.baseline in names else finding.law,
         verdict="Verdict withheld: complete: 20 final runs, 5 diverged; 0 of all 212 runs failed",
         checks=(replace(finding.checks[0], ok=False, detail="20 final runs, 5 diverged"), *finding.checks[1:]),

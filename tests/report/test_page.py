@@ -10,7 +10,17 @@ import sys
 from dataclasses import replace
 
 import pytest
-from made_up import contrast_of, losses_at, lost, make_crowd, make_finding, optimizer, speedup_of
+from made_up import (
+    contrast_of,
+    losses_at,
+    lost,
+    make_crowd,
+    make_finding,
+    make_variants,
+    optimizer,
+    paired_of,
+    speedup_of,
+)
 from reading import CREATED, Page, field, page_of
 
 from muonlab.analyze.findings import Check, LossesAt
@@ -40,7 +50,7 @@ def make_lost():
     return lost(make_finding(), ["muon"])
 
 
-@pytest.mark.parametrize("make", [make_finding, make_crowd, make_lost])
+@pytest.mark.parametrize("make", [make_finding, make_crowd, make_lost, make_variants])
 def test_every_number_is_a_field_of_the_finding(make):
     finding = make()
     values, shown = finding.to_dict(), Page(page_of(make))
@@ -69,8 +79,40 @@ def test_the_finding_is_all_there(finding):
             assert {f"optimizers.{name}.horizons[{i}].losses[{j}]" for j in range(len(at.losses))} <= names
     for part in ("tokens", "low", "high", "wall", "wall_low", "wall_high"):
         assert f"speedup.muon.{part}" in names
+    parts = ("num_pairs", "difference_nats", "low", "high", "correlation", "tuning_nats", "bound_nats")
+    assert {f"paired.muon.{part}" for part in parts} <= names
     assert {"contrasts.muon.difference_nats", "contrasts.muon.p_value", "verdict", "num_runs", "total_tokens"} <= names
     assert {f"checks[{i}].detail" for i in range(len(finding.checks))} <= names
+
+
+def test_a_variant_says_what_it_sets_and_whether_the_margin_holds():
+    shown = Page(page_of(make_variants))
+    text = " ".join(shown.text.split())
+    assert "muon-4 muon with opt.ns_steps 4" in text
+    assert "two muon with opt.ns_coefficients ((4.0848, -6.8946, 2.927), (3.9505, -6.3029, 2.6377)), opt.ns_st" in text
+    assert "the margin of 0.013 nats at 2.5 %" in text and "+0.0106 shown" in text and "+0.0206 not shown" in text
+    assert "1 lost" in text and "no difference was resolved; a margin was shown to hold" in text
+    assert "was shown to hold" not in Page(page_of(make_finding)).text
+    assert {"optimizers['muon-4'].fixed['opt.ns_steps']", "paired['muon-4'].bound_nats"} <= {
+        n for n, _, _ in shown.fields
+    }
+
+
+def test_no_margin_is_no_claim(finding):
+    for paired in ({}, {"muon": paired_of(-0.08)}):
+        text = Page(rendered(replace(finding, paired=paired, slices=(), curves=()))).text
+        assert "No worse" not in text and "margin" not in text
+        assert ("seed by seed:" in text) == bool(paired)
+    held_back = replace(paired_of(-0.08, True), no_worse=None)
+    assert "withheld" in Page(rendered(replace(finding, paired={"muon": held_back}, slices=(), curves=()))).text
+
+
+def test_tables_are_numbered_in_their_order(finding):
+    html = rendered(replace(finding, slices=(), curves=()), records_summary=[])
+    numbers = [int(n) for n in re.findall(r"<b>Table (\d+)\.", html)]
+    assert numbers == list(range(1, 11))
+    assert [int(n) for n in re.findall(r'aria-label="Table (\d+)"', html)] == [1, 2, 3, 4, 6, 7, 10]
+    assert "Table 5. Fairness" in html and "is in table 5." in html
 
 
 def test_verdict_comes_first(finding):

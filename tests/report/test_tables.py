@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from made_up import contrast_of, lost, make_crowd, make_finding, speedup_of
+from made_up import contrast_of, lost, make_crowd, make_finding, make_variants, paired_of, speedup_of
 from rich.console import Console
 
 from muonlab.analyze.findings import Check
@@ -97,7 +97,8 @@ def test_withheld_verdict_hides_judgements(finding):
         lambda: lost(make_finding(), ["muon"]),
         lambda: lost(make_finding(), ["adamw", "muon"]),
         make_crowd,
-        lambda: make_finding(optimizers={}, speedup={}, contrasts={}, checks=(), verdict="", law=None),
+        make_variants,
+        lambda: make_finding(optimizers={}, speedup={}, contrasts={}, paired={}, checks=(), verdict="", law=None),
         lambda: make_finding(speedup={"muon": speedup_of(4.0, flag="censored", bound=">", high=None)}),
         lambda: make_finding(contrasts={"muon": contrast_of(None, "unresolved")}),
     ],
@@ -113,6 +114,21 @@ def test_every_study_gives_a_table(make):
 def test_bounds_are_written_as_bounds():
     finding = make_finding(speedup={"muon": speedup_of(4.0, flag="censored", bound=">", high=None, wall_high=None)})
     assert "> 4.00x" in printed(comparison_table(finding))
+
+
+def test_paired_by_seed(finding):
+    text = words(printed(comparison_table(finding)))
+    assert "muon 5 -0.0823 [-0.0894, -0.0752] -0.42 -0.0729" in text and "no worse" not in text
+    shown = words(printed(comparison_table(make_variants()), width=100))
+    assert "no worse by 0.013" in shown and "+0.0106 shown" in shown and "+0.0206 not shown" in shown
+    held_back = make_finding(paired={"muon": replace(paired_of(0.0, True), no_worse=None)})
+    assert "withheld" in printed(comparison_table(held_back))
+
+
+def test_a_variant_says_what_it_is_and_sets():
+    text = printed(comparison_table(make_variants()), width=100)
+    assert "(muon)" in text and "opt.ns_steps 4, fixed" in text and "opt.ns_steps 2, fixed" in text
+    assert "fixed" not in printed(comparison_table(make_finding()))
 
 
 def test_names_are_text_not_markup(finding):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from muonlab.study.calibration import Landscape, Response, calibrate
+from muonlab.study.calibration import Landscape, Response, calibrate, claim_rate
 
 STUDIES = 24
 
@@ -83,3 +83,14 @@ def test_noise_has_the_size_and_the_share_that_are_asked_for(spec):
     assert covariance(long, long) == pytest.approx(0.005, rel=0.15)
     assert covariance(short, long) == pytest.approx(0.005 / 2**0.5, rel=0.2)
     assert covariance(short, other) == pytest.approx(0.0, abs=0.001)
+
+
+@pytest.mark.parametrize("noise", [0.002, 0.05])
+def test_a_margin_that_the_challenger_is_just_not_within_is_rarely_said_to_hold(noise):
+    """Worse by the margin itself. The quiet case is that of the grid, which the pairs know nothing of."""
+    assert claim_rate(0.01, 0.01, STUDIES, noise=noise) <= 3 / STUDIES
+
+
+def test_a_margin_that_holds_is_found():
+    assert claim_rate(0.1, 0.0, STUDIES // 2, noise=0.02) >= 1 - 2 / STUDIES
+    assert claim_rate(0.1, 0.2, STUDIES // 2, noise=0.02) == 0.0

@@ -3,7 +3,9 @@
 import pytest
 
 from muonlab.errors import UsageError
-from muonlab.study.config import ComparisonConfig, flattened, load_config, parse_setting, validated
+from muonlab.study.config import ComparisonConfig, flattened, load_config, parse_setting, parse_variants, validated
+
+FOUR = {"optimizer": "muon", "opt": {"ns_steps": 4}}
 
 
 def test_defaults():
@@ -41,6 +43,14 @@ def test_lists_and_tuples_are_the_same():
         ({"max_runs": 0}, "max_runs: input should be greater than or equal to 1, got 0"),
         ({"settings": ["opt.lr"]}, "settings: input should be a valid dictionary"),
         ({"task": 3}, "task: input should be a valid string, got 3"),
+        ({"margin_nats": 0.0}, "margin_nats: input should be greater than 0, got 0.0"),
+        ({"margin_nats": float("nan")}, "margin_nats: input should be a finite number"),
+        ({"variants": [1]}, "variants: must be tables such as [variants.muon-4], got [1]"),
+        ({"variants": {"x": 3}}, "variant 'x' names no optimizer: it needs optimizer = \"muon\" or another"),
+        ({"variants": {"x": {"opt.ns_steps": 4}}}, "variant 'x' names no optimizer"),
+        ({"variants": {"x": {"optimizer": "muon"}}}, "variant 'x' sets nothing: name muon itself, or set one of its"),
+        ({"variants": {"a,b": FOUR}}, "variant 'a,b': a name has letters, digits and _ . + - after the first"),
+        ({"variants": {"": FOUR}}, "variant '': a name has letters"),
     ],
 )
 def test_the_first_value_at_fault_is_named_in_one_line(values, message):
@@ -59,11 +69,16 @@ def test_the_key_of_a_study_depends_on_every_field():
         "task": "x.py:T", "data": ("a.txt",), "optimizers": ("adamw", "sgd"), "baseline": "muon", "horizon_tokens": 5,
         "batch_tokens": 1, "tune": ("opt.lr",), "horizon_ratios": (0.5, 1.0, 3.0), "num_seeds": 6, "first_seed": 1,
         "tuning_seeds": 4, "max_tuning_seeds": 9, "max_runs": 81, "device": "cuda", "settings": {"clip": 0.0},
+        "variants": {"four": {"optimizer": "muon", "opt.ns_steps": 4}}, "margin_nats": 0.01,
     }  # fmt: skip
     assert set(changes) == set(ComparisonConfig.model_fields)
     keys = {validated({name: value}).key for name, value in changes.items()}
     assert len(keys) == len(changes) and validated({}).key not in keys
     assert validated({}).key == validated({"max_runs": 80}).key
+
+
+def test_a_study_of_before_variants_and_margins_keeps_its_key():
+    assert validated({}).key == "b705b552fc6bb46fbd884c456c06e2a83da3e1130692849396137a9748308431"
 
 
 def test_load_config_reads_toml(tmp_path):
@@ -131,3 +146,42 @@ def test_flattened():
     assert flattened(nested) == {
         "opt.lr": 0.1, "opt.ns_coefficients": (1, 2, 3), "aux.lr_ratio": 0.3, "task.a.b": "x",
     }  # fmt: skip
+
+
+def test_variants_are_flat_tables_and_join_the_default_optimizers():
+    config = validated({"variants": {"muon-4": FOUR}})
+    assert config.optimizers == ("adamw", "muon", "muon-4")
+    assert (config.optimizer("muon-4"), config.fixed("muon-4")) == ("muon", {"opt.ns_steps": 4})
+    assert (config.optimizer("adamw"), config.fixed("adamw")) == ("adamw", {})
+    named = validated({"variants": {"muon-4": FOUR}, "optimizers": ["muon-4", "sgd"], "baseline": "muon-4"})
+    assert named.optimizers == ("muon-4", "sgd")
+
+
+def test_a_variant_is_written_on_one_line():
+    texts = [
+        "muon-4=muon,opt.ns_steps=4",
+        "long = muon , opt.nesterov = false, opt.ns_coefficients=[[4, -7, 3], [3, -4, 2]]",
+    ]
+    assert parse_variants(texts) == {
+        "muon-4": {"optimizer": "muon", "opt.ns_steps": 4},
+        "long": {"optimizer": "muon", "opt.nesterov": False, "opt.ns_coefficients": [[4, -7, 3], [3, -4, 2]]},
+    }
+    assert parse_variants(["x=muon,opt.polar=exact"])["x"]["opt.polar"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["muon"], "--variant wants NAME=OPTIMIZER,KEY=VALUE,..., got 'muon'"),
+        (["=muon,opt.lr=1"], "--variant wants NAME=OPTIMIZER"),
+        (["x=,opt.lr=1"], "--variant wants NAME=OPTIMIZER"),
+        (["x=muon,opt.ns_steps="], "--variant wants NAME=VALUE, got 'opt.ns_steps='"),
+        (["x=muon,opt.ns_steps=4,opt.ns_steps=5"], "variant 'x' sets opt.ns_steps twice"),
+        (["x=muon,optimizer=sgd"], "variant 'x' sets optimizer twice"),
+        (["x=muon,opt.ns_steps=4", "x=muon,opt.ns_steps=5"], "variant 'x' is given twice"),
+    ],
+)
+def test_a_variant_that_can_not_be_read(texts, message):
+    with pytest.raises(UsageError) as error:
+        parse_variants(texts)
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,5 +1,6 @@
 """From a config to runs: defaults, routing of settings, errors, and the price."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from muonlab.errors import UsageError
 from muonlab.optim import catalog
 from muonlab.optim.rule import Hyperparameter
+from muonlab.records.evidence import Evidence
 from muonlab.study.calibration import Landscape, Response
 from muonlab.study.compare import compare
 from muonlab.study.config import validated
+from muonlab.study.fairness import conclude
 from muonlab.study.plan import base_specs, plan_comparison
 from muonlab.study.protocol import drive
 from muonlab.study.space import coordinates
@@ -61,15 +64,15 @@ def test_settings_reach_the_runs_they_are_for():
     assert specs["muon"].get("opt.momentum") == specs["sgd"].get("opt.momentum") == 0.8
     assert {s.get("opt.weight_decay") for s in specs.values()} == {0.05}
     assert {(s.schedule.kind, s.clip, s.get("task.width")) for s in specs.values()} == {("cosine", 0.5, 16)}
-    for name, spec in specs.items():
+    for spec in specs.values():
         assert spec.get("schedule.kind") == "cosine" and spec.get("task.depth") == 1
-        start = next(h.default for h in coordinates(name, spec, ["opt.lr", "opt.weight_decay"]) if "decay" in h.name)
+        start = next(h.default for h in coordinates(spec, ["opt.lr", "opt.weight_decay"]) if "decay" in h.name)
         assert start == 0.05  # what is set is where the tuning starts
 
 
 def test_a_setting_that_changes_the_polar_factor_is_in_the_spec():
     exact, default = (base_specs(config(s))["muon"] for s in ({"opt.polar": "exact"}, {}))
-    assert exact.polar == "exact" != default.polar and exact.key != default.key
+    assert exact.polar.startswith("exact") and exact.polar != default.polar and exact.key != default.key
 
 
 def test_the_horizon_is_a_whole_number_of_batches():
@@ -115,15 +118,15 @@ def test_what_can_not_be_run_is_said_in_one_line(values, settings, message):
 
 def test_what_to_tune(plan):
     base = plan.bases["muon"]
-    names = [h.name for h in coordinates("muon", base, ["all"])]
+    names = [h.name for h in coordinates(base, ["all"])]
     assert names[0] == "opt.lr" and len(set(names)) == len(names)
     assert {"opt.momentum", "aux.lr_ratio", "schedule.warmup_fraction", "clip", "batch_tokens"} < set(names)
     assert "schedule.decay_fraction" not in names  # only wsd reads it
-    wsd = coordinates("muon", base.set({"schedule.kind": "wsd"}), ["all"])
+    wsd = coordinates(base.set({"schedule.kind": "wsd"}), ["all"])
     assert "schedule.decay_fraction" in {h.name for h in wsd}
     asked = ["opt.weight_decay", "opt.momentum", "opt.lr", "opt.lr"]
-    assert [h.name for h in coordinates("adamw", plan.bases["adamw"], asked)] == ["opt.lr", "opt.weight_decay"]
-    batch = next(h for h in coordinates("muon", base, ["all"]) if h.name == "batch_tokens")
+    assert [h.name for h in coordinates(plan.bases["adamw"], asked)] == ["opt.lr", "opt.weight_decay"]
+    batch = next(h for h in coordinates(base, ["all"]) if h.name == "batch_tokens")
     assert batch.grid == (256, 512, 1024, 2048, 4096) and batch.extend("high") is None and batch.extend("low") is None
 
 
@@ -182,3 +185,70 @@ def test_space_may_hold_coordinates_of_any_kind(plan, bench):
     wider = replace(plan, spaces=spaces)
     asked = ran(wider, bench, adamw=at_start(), muon=at_start(1.4, 0.02))
     assert len(asked) == wider.price().least_runs
+
+
+VARIANTS = {
+    "four": {"optimizer": "muon", "opt.ns_steps": 4},
+    "sluggish": {"optimizer": "adamw", "opt.beta1": 0.98},
+}
+
+
+def test_a_variant_is_its_optimizer_with_something_set():
+    study = config({"opt.ns_steps": 6}, variants=VARIANTS, tune=("all",))
+    plan = plan_comparison(study)
+    assert list(plan.bases) == ["adamw", "muon", "four", "sluggish"]
+    four, sluggish = plan.bases["four"], plan.bases["sluggish"]
+    assert (four.optimizer, four.get("opt.ns_steps")) == ("muon", 4)  # the variant's word, not that of all runs
+    assert plan.bases["muon"].get("opt.ns_steps") == 6
+    assert four.polar == catalog.polar_description("muon", {"opt.ns_steps": 4}) != plan.bases["muon"].polar
+    assert (sluggish.optimizer, sluggish.get("opt.beta1")) == ("adamw", 0.98)
+    assert plan.fixed == {"four": {"opt.ns_steps": 4}, "sluggish": {"opt.beta1": 0.98}}
+    assert plan.conventions["four"]["polar factor"] == four.polar
+    tuned = {name: [h.name for h in space] for name, space in plan.spaces.items()}
+    assert tuned["four"] == tuned["muon"]  # the steps have no grid
+    assert set(tuned["adamw"]) - set(tuned["sluggish"]) == {"opt.beta1"}
+
+
+def test_a_variant_shares_its_runs_with_whoever_sets_the_same():
+    ours = base_specs(config(variants=VARIANTS))["four"]
+    assert ours.key == base_specs(config({"opt.ns_steps": 4}))["muon"].key
+
+
+@pytest.mark.parametrize(
+    ("variants", "optimizers", "message"),
+    [
+        ({"muon": {"optimizer": "muon", "opt.ns_steps": 4}}, ("adamw", "muon"),
+         "variant 'muon' has the name of an optimizer: give it another"),
+        ({"x": {"optimizer": "muno", "opt.ns_steps": 4}}, None, "unknown optimizer 'muno': did you mean 'muon'?"),
+        ({"x": {"optimizer": "muon", "opt.ns_step": 4}}, None,
+         "unknown hyperparameter of muon in variant 'x' 'opt.ns_step': did you mean 'opt.ns_steps'?"),
+        ({"x": {"optimizer": "adamw", "opt.ns_steps": 4}}, None, "unknown hyperparameter of adamw in variant 'x'"),
+        ({"x": {"optimizer": "muon", "schedule.kind": "wsd"}}, None, "unknown hyperparameter of muon in variant 'x'"),
+        ({"x": {"optimizer": "muon", "opt.lr": 0.1}}, None, "variant 'x' fixes opt.lr, which is tuned for every"),
+        ({"x": {"optimizer": "muon", "opt.ns_steps": 0}}, None, "opt.ns_steps: Invalid ns_steps value: 0"),
+        ({"x": {"optimizer": "muon", "opt.ns_steps": 5}}, None, "'muon' and 'x' are the same runs under two names"),
+        (VARIANTS, ("adamw", "fuor"), "unknown optimizer 'fuor': did you mean 'four'?"),
+    ],
+)  # fmt: skip
+def test_a_variant_that_can_not_be_compared(variants, optimizers, message):
+    chosen = {"optimizers": optimizers} if optimizers else {}
+    with pytest.raises(UsageError) as error:
+        plan_comparison(config(variants=variants, **chosen))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_shared_setting_that_one_variant_fixes_breaks_the_rule_of_equal_tuning(bench):
+    plan = plan_comparison(config(variants={"bare": {"optimizer": "muon", "opt.weight_decay": 0.0}}))
+    made = bench(lambda s: 0.0)
+    made.record = Landscape({"adamw": at_start(), "muon": at_start(1.4, 0.02)}).record
+    evidence = drive(compare(plan.bases, plan.spaces, plan.rules, fixed=plan.fixed), made)
+    assert evidence.arms["bare"].fixed == {"opt.weight_decay": 0.0} and evidence.arms["bare"].optimizer == "muon"
+    finding = conclude(evidence, made.records)
+    check = next(check for check in finding.checks if check.name == "same_tuning")
+    assert not check.ok and "bare: opt.lr;" in f"{check.detail};"
+    bare = finding.optimizers["bare"]
+    assert (bare.name, bare.optimizer, bare.fixed) == ("bare", "muon", {"opt.weight_decay": 0.0})
+    assert set(finding.contrasts) == set(finding.paired) == {"muon", "bare"}
+    assert {s.optimizer for s in finding.slices} == {c.optimizer for c in finding.curves} == set(plan.bases)
+    again = Evidence.from_dict(json.loads(json.dumps(evidence.to_dict())))
+    assert conclude(again, made.records) == finding
