@@ -25,13 +25,15 @@ LAYERS = {
     "study": ({"execute", "train", "tasks", "optim", "records", "analyze"}, {"numpy", "pydantic"}),
     "analyze": ({"records"}, {"numpy", "scipy"}),
     "report": ({"analyze", "records"}, {"matplotlib", "jinja2", "rich"}),
+    "bench": ({"kernels", "optim"}, {"torch"}),  # and peers by name, when they are measured
     "integrations": ({"optim"}, set()),
     "testing": ({"optim", "kernels"}, {"torch"}),
     "cli": (
-        {"kernels", "optim", "records", "tasks", "train", "execute", "study", "analyze", "report", "integrations"},
+        {"kernels", "optim", "records", "tasks", "train", "execute", "study", "analyze", "report", "bench",
+         "integrations"},
         {"typer"},
     ),
-}
+}  # fmt: skip
 LAZY = {
     # what may be imported where it is used, and not before
     "kernels": {"triton"},
@@ -174,7 +176,7 @@ def modules(*packages):
 @pytest.mark.parametrize(
     ("names", "blocked", "code"),
     [
-        (["muonlab", *modules("kernels", "optim")], LAB, STEP),
+        (["muonlab", *modules("kernels", "optim", "bench")], LAB, STEP),
         (["muonlab", *modules("analyze", "report")], ("torch", "typer", "pydantic"), ""),
         ([m for m in modules("records") if "migrations" not in m], ("torch", "scipy"), ""),
         (["muonlab", "muonlab.cli.app"], ("torch", "scipy", "matplotlib"), ""),

@@ -11,7 +11,14 @@ from muonlab.errors import UsageError
 
 __all__ = ["check_out", "command_line", "names", "paths", "values"]
 
-FLAGS = {"tokens": "horizon_tokens", "seeds": "num_seeds", "seed": "first_seed", "set": "settings"}  # also in files
+FLAGS = {  # also in files
+    "tokens": "horizon_tokens",
+    "seeds": "num_seeds",
+    "seed": "first_seed",
+    "set": "settings",
+    "margin": "margin_nats",
+    "variant": "variants",
+}
 
 
 def values(
