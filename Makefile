@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need first.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow lint setup mutants calibrate bench clean
+.PHONY: demo test test-slow lint setup mutants calibrate bench routes clean
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
@@ -30,9 +30,13 @@ mutants: $(READY)  ## plant known bugs, one at a time, and see the tests catch t
 calibrate: $(READY)  ## 400 simulated studies per planted speedup: false verdicts and interval coverage
 	$(PYTHON) benchmarks/calibration.py --out benchmarks/results/calibration.json
 
-bench: $(READY)  ## overhead of the training loop, the workers, the store and the command line
+bench: $(READY)  ## the optimizers against their peers; overhead of the training loop, the workers, the store
+	.venv/bin/muonlab bench --no-progress --out benchmarks/results/optimizers.json
 	$(PYTHON) benchmarks/overhead.py --out benchmarks/results/overhead.json
 	$(PYTHON) benchmarks/store.py > benchmarks/results/store.json
+
+routes: $(READY)  ## time the ways to the polar factor and rewrite the table behind polar="auto"
+	$(PYTHON) benchmarks/polar.py --out benchmarks/results/polar.json --table muonlab/kernels/routes.json
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

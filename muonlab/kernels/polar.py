@@ -1,13 +1,25 @@
-"""The polar factor U V^T of a matrix U S V^T, by Newton-Schulz iteration or exactly."""
+"""The polar factor U V^T of a matrix U S V^T: one entry point, several methods."""
 
-import functools
-import math
-import numbers
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from muonlab.kernels.coefficients import (
+    COEFFICIENTS,
+    JORDAN,
+    POLAR_EXPRESS,
+    YOUJIACHENG,
+    YOUJIACHENG_6,
+    Coefficients,
+    coefficients_for,
+)
+from muonlab.kernels.gram import gram_factors, through_gram
+from muonlab.kernels.newton_schulz import newton_schulz
+from muonlab.kernels.rational import POLES, rational_factor
+from muonlab.kernels.routes import DTYPES, METHODS, Route, refuse_tf32, resolve
 
 __all__ = [
     "COEFFICIENTS",
@@ -18,144 +30,12 @@ __all__ = [
     "YOUJIACHENG",
     "YOUJIACHENG_6",
     "Coefficients",
+    "Route",
     "coefficients_for",
     "polar",
+    "polar_each",
+    "resolve",
 ]
-
-METHODS = ("newton_schulz", "exact")
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-MAX_STEPS = 100
-
-Triple = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """A Newton-Schulz schedule with everything that was chosen together with it: safety factor and guaranteed band.
-
-    Math     one step (a, b, c) maps each singular value s to a s + b s^3 + c s^5
-    Range    singular values that are at least `reach` x |x|_F end up inside `band` (exact arithmetic; bfloat16 adds
-             rounding of about 0.01). `band` is None where nobody has measured it
-
-    >>> JORDAN.num_steps, JORDAN.band
-    (5, (0.681, 1.203))
-    """
-
-    name: str
-    steps: tuple[Triple, ...]
-    safety: float = 1.0  # the matrix is divided by safety x |x|_F, so that rounding cannot push it past 1
-    band: tuple[float, float] | None = None
-    reach: float = 3e-3
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.steps) < MAX_STEPS:
-            raise ValueError(f"a schedule has 1 to {MAX_STEPS - 1} steps, got {len(self.steps)}")
-        for step in self.steps:
-            if len(step) != 3 or not all(math.isfinite(value) for value in step):
-                raise ValueError(f"each step needs exactly 3 finite coefficients (a, b, c), got {step!r}")
-        if not 1.0 <= self.safety < math.inf:
-            raise ValueError(f"safety must be a finite number of at least 1, got {self.safety}")
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.steps)
-
-
-def _deflate(steps: Sequence[Triple], safety: float) -> tuple[Triple, ...]:
-    return tuple((a / safety, b / safety**3, c / safety**5) for a, b, c in steps)
-
-
-JORDAN = Coefficients(
-    name="jordan",
-    steps=((3.4445, -4.7750, 2.0315),) * 5,
-    band=(0.681, 1.203),
-    source='Jordan 2024, "Muon: an optimizer for hidden layers in neural networks"',
-)
-
-POLAR_EXPRESS = Coefficients(
-    name="polar_express",
-    steps=_deflate(
-        (
-            (8.28721201814563, -23.595886519098837, 17.300387312530933),
-            (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-            (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-            (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-            (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-        ),
-        safety=1.01,
-    ),
-    safety=1.01,
-    band=(0.870, 1.124),
-    source="Amsel, Persson, Musco, Gower 2025 (2505.16932), degree 5, lower bound 1e-3, first five steps",
-)
-
-YOUJIACHENG = Coefficients(
-    name="youjiacheng",
-    steps=(
-        (4.0848, -6.8946, 2.9270),
-        (3.9505, -6.3029, 2.6377),
-        (3.7418, -5.5913, 2.3037),
-        (2.8769, -3.1427, 1.2046),
-        (2.8366, -3.0525, 1.2012),
-    ),
-    band=(0.977, 1.146),
-    source="YouJiacheng 2025, tuned five-step schedule, as used in modded-nanogpt",
-)
-
-YOUJIACHENG_6 = Coefficients(
-    name="youjiacheng_6",
-    steps=(
-        (3955 / 1024, -8306 / 1024, 5008 / 1024),
-        (3735 / 1024, -6681 / 1024, 3463 / 1024),
-        (3799 / 1024, -6499 / 1024, 3211 / 1024),
-        (4019 / 1024, -6385 / 1024, 2906 / 1024),
-        (2677 / 1024, -3029 / 1024, 1162 / 1024),
-        (2172 / 1024, -1833 / 1024, 682 / 1024),
-    ),
-    band=(0.995, 1.0),
-    source="YouJiacheng 2025, six-step schedule with a stability loss, as used in modula",
-)
-
-COEFFICIENTS = {record.name: record for record in (JORDAN, POLAR_EXPRESS, YOUJIACHENG, YOUJIACHENG_6)}
-
-
-@functools.lru_cache(maxsize=256)
-def coefficients_for(ns_coefficients: "str | Triple | tuple[Triple, ...]", ns_steps: int = 5) -> Coefficients:
-    """The record that torch-style arguments mean: a name, one triple repeated `ns_steps` times, or a whole schedule.
-
-    Raises   ValueError for an unknown name, a triple of another length, or `ns_steps` that is not the schedule's own
-             length (a tuned schedule is only right as a whole)
-
-    >>> coefficients_for((3.4445, -4.7750, 2.0315), 5) is JORDAN
-    True
-    >>> coefficients_for((2.0, -1.5, 0.5), 3).name
-    'a=2,b=-1.5,c=0.5'
-    """
-    if not 1 <= ns_steps < MAX_STEPS:
-        raise ValueError(f"Invalid ns_steps value: {ns_steps} (1 to {MAX_STEPS - 1})")
-    if isinstance(ns_coefficients, str):
-        if ns_coefficients not in COEFFICIENTS:
-            raise ValueError(f"unknown ns_coefficients {ns_coefficients!r}: use one of {', '.join(COEFFICIENTS)}")
-        record = COEFFICIENTS[ns_coefficients]
-        if record is JORDAN:
-            return coefficients_for(JORDAN.steps[0], ns_steps)
-        if ns_steps != record.num_steps:
-            raise ValueError(f"{record.name} is a schedule of {record.num_steps} steps: set ns_steps to that")
-        return record
-    if ns_coefficients and isinstance(ns_coefficients[0], numbers.Real):
-        if len(ns_coefficients) != 3:
-            raise ValueError(f"ns_coefficients must be exactly 3 values, got {len(ns_coefficients)}")
-        if (ns_coefficients,) * ns_steps == JORDAN.steps:
-            return JORDAN
-        name = ",".join(f"{key}={value:.12g}" for key, value in zip("abc", ns_coefficients, strict=True))
-        name = JORDAN.name if ns_coefficients == JORDAN.steps[0] else name
-        return Coefficients(name=name, steps=(ns_coefficients,) * ns_steps)
-    if len(ns_coefficients) != ns_steps:
-        raise ValueError(f"ns_coefficients is a schedule of {len(ns_coefficients)} steps, but ns_steps={ns_steps}")
-    return Coefficients(
-        name=";".join(",".join(f"{value:.12g}" for value in step) for step in ns_coefficients), steps=ns_coefficients
-    )
 
 
 def polar(
@@ -163,92 +43,106 @@ def polar(
     *,
     method: str = "newton_schulz",
     coefficients: Coefficients = JORDAN,
-    dtype: torch.dtype = torch.bfloat16,
+    num_poles: int = 3,
+    dtype: torch.dtype | None = None,
     eps: float = 1e-7,
 ) -> Tensor:
     """Push the singular values of each matrix towards 1, keeping its singular vectors.
 
-    Math     x = U S V^T  ->  U p(S / (safety |x|_F)) V^T; p is the composed schedule, 1 on S > 0 for method="exact"
-    Shapes   x (..., fan_out, fan_in), any float dtype -> same shape and dtype; `dtype` is the one it is computed in
+    Math     x = U S V^T  ->  U f(S / norm) V^T; f and norm by method:
+             newton_schulz  the composed schedule; norm = safety |x|_F
+             gram           the same polynomial, computed from x x^T; norm = safety sqrt(|x x^T|_F), which is tighter
+             rational       the best rational function with `num_poles` poles; norm = sqrt(|x x^T|_F)
+             exact          1 on S > 0, by SVD
+             auto           one of these by shape and device: see `resolve`
+    Shapes   x (..., fan_out, fan_in), any float dtype -> same shape and dtype; `dtype` is the one it is computed in,
+             None the method's own: bfloat16, float32, float32 and (always) float64
     Units    singular values are near 1, whatever the scale of x, from 1e-30 to 1e30; zero stays zero
-    Raises   ValueError for fewer than 2 dims, another method or dtype; TypeError for complex or integer tensors
-    Range    S / |x|_F in [coefficients.reach, 1] -> coefficients.band
-    Source   Jordan 2024, "Muon: an optimizer for hidden layers in neural networks"
-    Differs  from torch.optim.Muon: normalises in float32 before the cast and relative to the largest entry, so that
-             `eps` only guards the division and never shrinks a small gradient; never writes x; takes a batch
+    Raises   ValueError for fewer than 2 dims, another method or dtype, or a gradient through gram or rational;
+             TypeError for complex or integer tensors
+    Range    S / norm in [coefficients.reach, 1] -> coefficients.band; rational: POLES[num_poles].reach and .band
+    Source   Jordan 2024, "Muon: an optimizer for hidden layers in neural networks"; gram: Dao-AILab 2026, "Gram
+             Newton-Schulz"; rational: Nakatsukasa, Freund 2016
+    Differs  from torch.optim.Muon: normalises in float32 before the cast and relative to the largest entry where that
+             matters, so that `eps` only guards the division and never shrinks a small gradient; never writes x; takes
+             a batch
 
     >>> x = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
     >>> polar(x, method="exact").tolist()
     [[1.0, 0.0], [0.0, -1.0]]
     >>> [round(value, 2) for value in polar(x, dtype=torch.float32).diagonal().tolist()]
     [0.72, -1.12]
+    >>> [round(value, 2) for value in polar(x, method="rational").diagonal().tolist()]
+    [0.95, -1.03]
     """
+    return polar_each([x], method=method, coefficients=coefficients, num_poles=num_poles, dtype=dtype, eps=eps)[0]
+
+
+def polar_each(
+    xs: Sequence[Tensor],  # [(12, 768, 768), (12, 3072, 768)]
+    *,
+    method: str = "newton_schulz",
+    coefficients: Coefficients = JORDAN,
+    num_poles: int = 3,
+    dtype: torch.dtype | None = None,
+    eps: float = 1e-7,
+) -> list[Tensor]:
+    """`polar` of several stacks; those with the same shorter side share the work that depends on it alone.
+
+    >>> [tuple(o.shape) for o in polar_each([torch.ones(2, 3), torch.ones(4, 3, 2)], method="gram")]
+    [(2, 3), (4, 3, 2)]
+    """
+    results: list[Tensor | None] = [None] * len(xs)
+    shared: dict[tuple, list[int]] = defaultdict(list)
+    for index, x in enumerate(xs):
+        route = _route(x, method, coefficients, num_poles, dtype)
+        if x.numel() == 0:
+            results[index] = torch.zeros_like(x)
+        elif route.method == "exact":
+            results[index] = _exact(x).to(x.dtype)
+        elif route.method == "newton_schulz":
+            flat = newton_schulz(x.reshape(-1, *x.shape[-2:]), route.coefficients, route.dtype, eps)
+            results[index] = flat.reshape(x.shape).to(x.dtype)
+        else:
+            shared[route, min(x.shape[-2:]), x.device].append(index)
+    for (route, _, _), indices in shared.items():
+        stacks = [xs[index].reshape(-1, *xs[index].shape[-2:]).to(route.dtype) for index in indices]
+        for index, flat in zip(indices, _in_gram_space(stacks, route, eps), strict=True):
+            results[index] = flat.reshape(xs[index].shape).to(xs[index].dtype)
+    return results
+
+
+def _route(x: Tensor, method: str, coefficients: Coefficients, num_poles: int, dtype: torch.dtype | None) -> Route:
     if x.ndim < 2:
         raise ValueError(f"polar needs a matrix or a batch of matrices, got shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"polar needs a real floating-point tensor, got {x.dtype}")
-    if method not in METHODS:
-        raise ValueError(f"unknown polar method {method!r}: use one of {', '.join(METHODS)}")
-    if dtype not in DTYPES.values():
-        raise ValueError(f"polar computes in one of {', '.join(DTYPES)}, not {dtype}")
-    if x.numel() == 0:
-        return torch.zeros_like(x)
-    if method == "exact":
-        return _exact(x).to(x.dtype)
-    tall = x.shape[-2] > x.shape[-1]
-    y = _normalise(x.mT if tall else x, coefficients.safety, dtype, eps)
-    y = _iterate(y, coefficients.steps)
-    return (y.mT if tall else y).to(x.dtype)
+    route = resolve(
+        *x.shape[-2:],
+        method=method,
+        coefficients=coefficients,
+        num_poles=num_poles,
+        dtype=dtype,
+        device_type=x.device.type,
+    )
+    refuse_tf32(route, x.device.type)
+    if route.method in ("gram", "rational") and x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"polar method {route.method!r} is not differentiable: call it under torch.no_grad()")
+    return route
 
 
-def _normalise(x: Tensor, safety: float, dtype: torch.dtype, eps: float) -> Tensor:
-    """x / (safety |x|_F), by way of the largest entry: its square neither overflows nor vanishes."""
-    wide = torch.float64 if torch.float64 in (x.dtype, dtype) else torch.float32
-    x = x.to(wide)
-    peak = x.abs().amax((-2, -1), keepdim=True)
-    x = x / torch.where(peak > 0, peak, 1.0)
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    return (x / (norm * safety).clamp(min=eps)).to(dtype)
-
-
-def _iterate(x: Tensor, steps: Sequence[Triple]) -> Tensor:
-    shape = x.shape
-    x = x.reshape(-1, *shape[-2:])
-    if len(x) == 1:  # a plain matrix product is the faster one for a single large matrix
-        x = x[0]
-    multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
-    for a, b, c in steps:
-        gram = x @ x.mT
-        gram = multiply_add(gram, gram, gram, beta=b, alpha=c)
-        x = multiply_add(x, gram, x, beta=a)
-    return x.reshape(shape)
+def _in_gram_space(stacks: list[Tensor], route: Route, eps: float) -> list[Tensor]:
+    if route.method == "rational":
+        return through_gram(stacks, [partial(rational_factor, poles=POLES[route.num_poles])], 1.0, eps)
+    factors = gram_factors(route.coefficients, route.dtype)
+    return through_gram(stacks, factors, route.coefficients.safety, eps)
 
 
 def _exact(x: Tensor) -> Tensor:
-    """U V^T over the non-zero singular values only, in float64: what the iteration converges to."""
+    """U V^T over the non-zero singular values only, in float64: what the iterations converge to."""
     x = x.to(torch.float64)
     peak = x.abs().amax((-2, -1), keepdim=True)
-    u, s, vh = torch.linalg.svd(x / torch.where(peak > 0, peak, 1.0), full_matrices=False)
+    finite = peak.isfinite()  # the SVD of a NaN raises, for the whole batch
+    u, s, vh = torch.linalg.svd(torch.where(finite, x / torch.where(peak > 0, peak, 1.0), 0.0), full_matrices=False)
     floor = max(x.shape[-2:]) * torch.finfo(s.dtype).eps * s[..., :1]
-    return (u * (s > floor).unsqueeze(-2)) @ vh
-
-
-def polar_each(xs, *, dtype=None, num_poles=3, **keywords):
-    return [polar(x, dtype=dtype or torch.bfloat16, **keywords) for x in xs]
-
-
-@dataclass(frozen=True)
-class Route:
-    method: str
-    coefficients: Coefficients | None
-    num_poles: int | None
-    dtype: torch.dtype
-
-    def describe(self) -> str:
-        if self.method == "exact":
-            return "exact"
-        return f"{self.method}:{self.coefficients.name}:{self.coefficients.num_steps}:{str(self.dtype)[6:]}"
-
-
-def resolve(fan_out, fan_in, *, method, coefficients, num_poles, dtype, device_type):
-    return Route(method, coefficients, num_poles, dtype or torch.bfloat16)
+    return torch.where(finite, (u * (s > floor).unsqueeze(-2)) @ vh, torch.nan)

@@ -1,7 +1,12 @@
 """One thread: these tensors are small, and a busy machine makes thread pools slow."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # spectra.py
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,0 +1,113 @@
+"""Which method computes a polar factor: what was asked for, made definite, and the committed table behind "auto"."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from muonlab.kernels.coefficients import COEFFICIENTS, JORDAN, Coefficients
+from muonlab.kernels.rational import MAX_POLES
+
+__all__ = ["DTYPES", "METHODS", "Route", "refuse_tf32", "resolve"]
+
+METHODS = ("newton_schulz", "gram", "rational", "exact", "auto")
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+OWN_DTYPES = {
+    "newton_schulz": torch.bfloat16,
+    "gram": torch.float32,
+    "rational": torch.float32,
+    "exact": torch.float64,
+}
+TABLE = json.loads((Path(__file__).parent / "routes.json").read_text())
+
+
+@dataclass(frozen=True)
+class Route:
+    """What is really computed.
+
+    >>> Route("newton_schulz", JORDAN, None, torch.bfloat16).describe()
+    'newton_schulz:jordan:5:bfloat16'
+    >>> Route.parse("rational:3:float32").num_poles
+    3
+    """
+
+    method: str
+    coefficients: Coefficients | None
+    num_poles: int | None
+    dtype: torch.dtype
+
+    def describe(self) -> str:
+        parts = [self.method]
+        if self.coefficients is not None:
+            parts += [self.coefficients.name, str(self.coefficients.num_steps)]
+        if self.num_poles is not None:
+            parts.append(str(self.num_poles))
+        return ":".join([*parts, str(self.dtype).removeprefix("torch.")])
+
+    @classmethod
+    def parse(cls, description: str) -> "Route":
+        """The inverse of `describe`, for the coefficients that have a name."""
+        method, *parts, dtype = description.split(":")
+        coefficients = COEFFICIENTS[parts[0]] if len(parts) == 2 else None
+        num_poles = int(parts[0]) if len(parts) == 1 else None
+        return cls(method, coefficients, num_poles, DTYPES[dtype])
+
+
+def resolve(
+    fan_out: int,
+    fan_in: int,
+    *,
+    method: str = "newton_schulz",
+    coefficients: Coefficients = JORDAN,
+    num_poles: int = 3,
+    dtype: torch.dtype | None = None,
+    device_type: str = "cpu",
+) -> Route:
+    """What `polar` computes for a matrix of that shape.
+
+    "auto" reads a committed table by device type and shorter side, which is what stacks must have in common to share
+    work: never a timing on the spot, never the number of matrices that happen to be there. A row holds what
+    benchmarks/polar.py found fastest among the routes that are, on every spectrum tried, at least as close to
+    orthogonal as five Jordan steps in bfloat16. Nothing was timed on an accelerator: there, as on any device type
+    without rows, it is "newton_schulz" with the `coefficients` given.
+
+    Raises   ValueError for what no method computes, or a dtype beside "auto"
+
+    >>> resolve(768, 3072, method="rational", num_poles=2).describe()
+    'rational:2:float32'
+    >>> resolve(768, 3072, method="auto", device_type="cuda").describe()
+    'newton_schulz:jordan:5:bfloat16'
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown polar method {method!r}: use one of {', '.join(METHODS)}")
+    if dtype is not None and dtype not in DTYPES.values():
+        raise ValueError(f"polar computes in one of {', '.join(DTYPES)}, not {dtype}")
+    if method == "auto":
+        if dtype is not None:
+            raise ValueError('polar method "auto" brings its own dtype: leave dtype out, or name the method')
+        for row in TABLE.get(device_type, ()):
+            if row["short_max"] is None or min(fan_out, fan_in) <= row["short_max"]:
+                return Route.parse(row["route"])
+        method = "newton_schulz"
+    if method == "rational" and num_poles not in range(1, MAX_POLES + 1):
+        raise ValueError(f"num_poles must be 1 to {MAX_POLES}, got {num_poles}")
+    if method in ("gram", "rational") and dtype == torch.bfloat16:
+        raise ValueError(f"polar method {method!r} squares the condition number: use dtype float32 or float64")
+    dtype = OWN_DTYPES[method] if dtype is None or method == "exact" else dtype
+    schedule = coefficients if method in ("newton_schulz", "gram") else None
+    return Route(method, schedule, num_poles if method == "rational" else None, dtype)
+
+
+def refuse_tf32(route: Route, device_type: str) -> None:
+    """TF32 keeps 10 bits of a product, and x x^T needs 20 for singular values of 1e-3.
+
+    Raises   ValueError where float32 products on a GPU are not full ones. On CPU the setting is without effect, or was
+             wherever it could be tried
+    """
+    in_gram_space = route.method in ("gram", "rational") and route.dtype == torch.float32
+    if in_gram_space and device_type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        raise ValueError(
+            f"polar method {route.method!r} needs full float32 products: "
+            'call torch.set_float32_matmul_precision("highest"), or use dtype float64 or method "newton_schulz"'
+        )
