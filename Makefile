@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need first.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow lint setup mutants calibrate bench routes clean
+.PHONY: demo test test-slow test-triton lint setup mutants calibrate bench routes clean
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
@@ -14,6 +14,10 @@ test: $(READY) lint  ## every test that takes seconds, on the CPU
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(TESTS) -m slow
+
+test-triton: $(READY)  ## the Triton kernels in Triton's interpreter, on the CPU (installs triton, 1 GB)
+	PIP_CONSTRAINT=constraints.txt $(PYTHON) -m pip install --quiet triton
+	$(TESTS) tests/kernels/test_triton_symmetric.py
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -34,7 +34,7 @@ def main() -> None:
         if isinstance(end.__context__, BrokenPipeError):  # typer makes exit code 1 of it
             _end_of_pipe()
         if end.code in STOPPED:
-            _say(f"{STOPPED[end.code]}; finished runs are kept, the same command goes on from here")
+            _say(f"{STOPPED[end.code]}; what the store holds is kept, and the same command goes on from there")
         raise
     except UsageError as error:
         _say(str(error))

@@ -2,11 +2,12 @@
 
 >>> import muonlab.optim
 >>> sorted(muonlab.optim.__all__)[:3]
-['AdamW', 'AdamWRule', 'Engine']
+['AdamW', 'AdamWRule', 'AttentionWeights']
 """
 
 from muonlab.optim.adam import AdamW, AdamWRule
 from muonlab.optim.engine import Engine
+from muonlab.optim.interchange import convert
 from muonlab.optim.muon import Muon, MuonRule
 from muonlab.optim.qk_clip import AttentionWeights, qk_clip_, register_qk_clip
 from muonlab.optim.routing import Route, route
@@ -26,6 +27,7 @@ __all__ = [
     "Rule",
     "SGDRule",
     "StateField",
+    "convert",
     "hp",
     "qk_clip_",
     "register_qk_clip",

@@ -1,5 +1,6 @@
 """Blocks: the matrices that a parameter is made of, as views. Convolutions flattened, fused projections split."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,10 +51,26 @@ def blocks_of(shape: Shape, group: Mapping[str, Any]) -> tuple[Block, ...]:
     >>> [block.shape for block in blocks_of((8, 4), {"split_sizes": (4, 2, 2), "num_heads": (2, 1, 1)})]
     [(2, 2, 4), (1, 2, 4), (1, 2, 4)]
     """
-    transposed = bool(group.get("transposed"))
-    shape = tuple(reversed(shape)) if transposed else tuple(shape)
-    whole = matrix_shape(shape, group.get("role"))
-    sizes, heads = _parts(whole, group.get("split_sizes"), group.get("num_heads"))
+    keys = ("role", "transposed", "split_sizes", "num_heads")
+    return _blocks(tuple(shape), *(_hashable(group.get(key)) for key in keys))
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@functools.lru_cache(maxsize=4096)
+def _blocks(
+    shape: Shape,
+    role: str | None,
+    transposed: bool | None,
+    split_sizes: tuple[int, ...] | None,
+    num_heads: int | tuple[int, ...] | None,
+) -> tuple[Block, ...]:
+    transposed = bool(transposed)
+    shape = tuple(reversed(shape)) if transposed else shape
+    whole = matrix_shape(shape, role)
+    sizes, heads = _parts(whole, split_sizes, num_heads)
     if len(sizes) == 1 and heads[0] == 1:
         return (Block(0, shape[0] if shape else 1, whole, transposed),)
     per_head = {size // count for size, count in zip(sizes, heads, strict=True)}
@@ -61,7 +78,7 @@ def blocks_of(shape: Shape, group: Mapping[str, Any]) -> tuple[Block, ...]:
         return (Block(0, whole[0], (sum(heads), per_head.pop(), whole[1]), transposed),)
     blocks, start = [], 0
     for size, count in zip(sizes, heads, strict=True):
-        matrices = (count, size // count, whole[1]) if group.get("num_heads") else (size, whole[1])
+        matrices = (count, size // count, whole[1]) if num_heads else (size, whole[1])
         blocks.append(Block(start, size, matrices, transposed))
         start += size
     return tuple(blocks)

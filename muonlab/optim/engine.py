@@ -2,13 +2,15 @@
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from muonlab.optim.blocks import blocks_of
+from muonlab.optim.compiled import CompiledUpdate, guarded_update
 from muonlab.optim.groups import (
     COMPANION_DEFAULTS,
     FLAGS,
@@ -22,13 +24,15 @@ from muonlab.optim.groups import (
     routed_groups,
     rule_defaults,
 )
-from muonlab.optim.guard import Pending, all_finite, finite_flag, waits_for_host
+from muonlab.optim.guard import Pending, all_finite, waits_for_host
 from muonlab.optim.inspection import diagnostics_of, explain_table
 from muonlab.optim.rule import Rule, declarations
 from muonlab.optim.state import adopt_state, advance, lr_fraction, rounding_of
-from muonlab.optim.update import Job, update
+from muonlab.optim.update import Job
 
 __all__ = ["Engine"]
+
+REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def signature_of(rule: type[Rule], companion: type[Rule] | None) -> inspect.Signature:
@@ -94,7 +98,8 @@ class Engine(torch.optim.Optimizer):
     def _fresh(self) -> None:
         """What a copy starts without."""
         self._pending = Pending()
-        self._traced: Callable[..., Any] | None = None
+        self._traced = CompiledUpdate(lambda: self.defaults["compile"])
+        self._rules: dict[int, tuple[list[Any], Rule]] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; entries that are not 2-D are routed, unless `algorithm`, `use_muon` or `role` says it all."""
@@ -147,17 +152,15 @@ class Engine(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._update()
+        if torch.compiler.is_compiling():  # what is worth compiling is compiled inside, see `compile`
+            torch.compiler.disable(self._update)()
+        else:
+            self._update()
         return loss
 
-    @torch.compiler.disable  # what is worth compiling is compiled inside, see `compile`
     def _update(self) -> None:
         work = [
-            (
-                self._rule(group).from_group(group),
-                group,
-                [p for p in dict.fromkeys(group["params"]) if p.grad is not None],
-            )
+            (self._built(group), group, [p for p in dict.fromkeys(group["params"]) if p.grad is not None])
             for group in self.param_groups
         ]
         grads = [p.grad for _, _, params in work for p in params]
@@ -167,23 +170,17 @@ class Engine(torch.optim.Optimizer):
         if at_once and not all_finite(grads):
             self._count_skipped(1)
             return
-        self._settle(wait=any(rule.step_count != "none" for rule, _, params in work if params))
+        counting = (rule.step_count != "none" or group["rounding"] == "stochastic" for rule, group, ps in work if ps)
+        self._settle(wait=any(counting))
         jobs = [job for rule, group, params in work for job in self._jobs(rule, group, params)]
-        if compiled:
-            live = self._compiled([job.traced() for job in jobs], grads if guarded else None)
-        else:
-            live = finite_flag(grads) if guarded and not at_once else None
-            update_all(jobs, live)
+        with no_autocast({g.device.type for g in grads}):
+            if compiled:
+                live = self._traced([job.traced() for job in jobs], grads if guarded else None)
+            else:
+                live = guarded_update(jobs, grads if guarded and not at_once else None)
         if live is not None:
             counters = [state["step"] for job in jobs for state in job.states if "step" in state]
             self._pending.add(live, counters)
-
-    def _compiled(self, jobs: list[Job], grads: list[Tensor] | None) -> Tensor | None:
-        if self._traced is None:
-            backend = self.defaults["compile"]
-            options = {} if backend is True else {"backend": backend}
-            self._traced = torch.compile(guarded_update, fullgraph=True, dynamic=False, **options)
-        return self._traced(jobs, grads)
 
     def _count_skipped(self, count: int) -> None:
         for group in self.param_groups:
@@ -192,37 +189,51 @@ class Engine(torch.optim.Optimizer):
     def _settle(self, *, wait: bool) -> None:
         self._count_skipped(self._pending.settle(wait=wait))
 
+    def _built(self, group: Mapping[str, Any]) -> Rule:
+        """The rule of a group as its values now stand; validated again only where one of them has changed."""
+        values = [group[name] for name in declarations(self._rule(group))]
+        fixed = all(map(is_fixed, values))
+        known = self._rules.get(id(group)) if fixed else None
+        if known is not None and type(known[1]) is self._rule(group) and known[0] == values:
+            return known[1]
+        built = self._rule(group).from_group(group)
+        if fixed:
+            self._rules[id(group)] = (values, built)
+        return built
+
     def _check_supported(self, params: Sequence[Tensor]) -> None:
         name = type(self).__name__
         for p in params:
-            if p.is_complex() or p.grad.is_complex():
+            g = p.grad
+            if g.dtype in REAL and p.dtype in REAL and g.layout is torch.strided and not g.is_meta:
+                continue
+            if p.is_complex() or g.is_complex():
                 raise RuntimeError(f"{name} does not support complex parameters")
-            if p.grad.layout is not torch.strided:
+            if g.layout is not torch.strided:
                 raise RuntimeError(f"{name} does not support sparse gradients")
-            if not p.grad.is_floating_point() or not p.is_floating_point():
-                raise RuntimeError(f"{name} does not support {p.grad.dtype} gradients")
-            if p.grad.is_meta:
+            if g.is_meta:
                 raise RuntimeError(f"{name} cannot step on meta tensors: materialise the model first")
+            raise RuntimeError(f"{name} does not support {g.dtype} gradients of {p.dtype} parameters")
 
     def _jobs(self, rule: Rule, group: Mapping[str, Any], params: Sequence[Tensor]) -> list[Job]:
         """Parameters that can be updated together: one device, dtype, rounding and age."""
-        buckets: dict[tuple, list[Tensor]] = defaultdict(list)
-        ages = advance(rule, params, [self.state[w] for w in params], group)
-        for w, t in zip(params, ages, strict=True):
-            buckets[w.device, w.dtype, rounding_of(w, group), t].append(w)
+        states = [self.state[w] for w in params]
+        buckets: dict[tuple, list[tuple[Tensor, dict[str, Any]]]] = defaultdict(list)
+        for w, state, t in zip(params, states, advance(rule, params, states, group), strict=True):
+            buckets[w.device, w.dtype, t].append((w, state))
         return [
             Job(
                 rule,
-                ws,
-                [w.grad for w in ws],
-                [self.state[w] for w in ws],
-                [blocks_of(w.shape, group) for w in ws] if rule.is_matrix_rule() else [],
+                [w for w, _ in members],
+                [w.grad for w, _ in members],
+                [state for _, state in members],
+                [blocks_of(w.shape, group) for w, _ in members] if rule.is_matrix_rule() else [],
                 t,
                 lr_fraction=lr_fraction(rule, group),
                 maximize=group["maximize"],
-                rounding=rounding,
+                rounding=rounding_of(members[0][0], group),
             )
-            for (_, _, rounding, t), ws in buckets.items()
+            for (_, _, t), members in buckets.items()
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -285,13 +296,16 @@ class Engine(torch.optim.Optimizer):
         return diagnostics_of([(self._rule(group).from_group(group), group) for group in self.param_groups], self.state)
 
 
-def update_all(jobs: Sequence[Job], live: Tensor | None) -> None:
-    for job in jobs:
-        update(job, None if live is None else live.to(job.ws[0].device, non_blocking=True))
+def is_fixed(value: Any) -> bool:
+    """Whether a value cannot change in place, as tensors and lists do."""
+    return all(map(is_fixed, value)) if isinstance(value, tuple) else not isinstance(value, Tensor | list)
 
 
-def guarded_update(jobs: Sequence[Job], grads: Sequence[Tensor] | None) -> Tensor | None:
-    """Guard and updates as one graph."""
-    live = None if grads is None else finite_flag(grads)
-    update_all(jobs, live)
-    return live
+@contextmanager
+def no_autocast(device_types: set[str]) -> Iterator[None]:
+    """A step inside an autocast region computes in the precision that was asked for all the same."""
+    with ExitStack() as stack:
+        for device_type in device_types:
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield

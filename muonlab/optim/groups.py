@@ -155,9 +155,16 @@ def check_values(group: Mapping[str, Any], rule: type[Rule]) -> None:
 
 
 def check_flags(settings: Mapping[str, Any]) -> None:
-    """Raises   ValueError or TypeError for an engine's own setting that cannot be"""
+    """Raises   ValueError, TypeError or RuntimeError for an engine's own setting that cannot be"""
     if settings.get("rounding", "nearest") not in ROUNDINGS:
         raise ValueError(f"unknown rounding {settings['rounding']!r}: use one of {', '.join(ROUNDINGS)}")
+    if settings.get("foreach") and settings.get("fused"):
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together")
+    betas = settings.get("betas")
+    if settings.get("foreach") and isinstance(betas, tuple | list) and betas:  # a hint to us, but torch's AdamW refuses
+        for name, value in (("lr", settings["lr"]), ("betas[0]", betas[0])):
+            if isinstance(value, Tensor):
+                raise ValueError(f"{name} as a Tensor is not supported for capturable=False and foreach=True")
     compiled = settings.get("compile", False)
     if not isinstance(compiled, bool | str):
         raise TypeError(f"compile must be True, False or the name of a torch.compile backend, got {compiled!r}")
@@ -211,5 +218,5 @@ def adopt_group(
         if key in loaded:
             loaded[key] = False
     refuse_unsupported(loaded, mine)
-    check_values(loaded, mine)
+    check_values({**loaded, "foreach": None}, mine)  # torch's capturable one may have any tensors beside it
     return loaded

@@ -30,7 +30,7 @@ def all_finite(grads: Iterable[Tensor]) -> bool:
 
 
 def finite_flag(grads: Sequence[Tensor]) -> Tensor:
-    """The same as a 0-d truth value on the device of the first gradient, without waiting for it."""
+    """The same as a 0-d truth value, on the device that the host would have to wait for, if there is one."""
     if torch.compiler.is_compiling():
         flags = [g.isfinite().all() for g in grads]
     else:
@@ -40,8 +40,8 @@ def finite_flag(grads: Sequence[Tensor]) -> Tensor:
                 buckets[g.device, g.dtype].append(g)
         norms = [torch._foreach_norm(gs, float("inf")) for gs in buckets.values()]  # the largest entry: never overflows
         flags = [norm.isfinite().all() for norm in map(torch.stack, norms)]
-    home = grads[0].device
-    flags = [flag.to(home, non_blocking=True) for flag in flags]
+    home = next((g.device for g in grads if g.device.type not in SYNCHRONOUS_DEVICES), grads[0].device)
+    flags = [flag.to(home, non_blocking=home.type != "cpu") for flag in flags]  # a copy to a CPU is only there later
     return torch.stack(flags).all() if flags else torch.ones((), dtype=torch.bool, device=home)
 
 

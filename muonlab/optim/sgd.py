@@ -27,7 +27,7 @@ class SGDRule(Rule):
     """
 
     name: ClassVar[str] = "sgd"
-    numerics_version: ClassVar[str] = "1"
+    numerics_version: ClassVar[str] = "2"
     source: ClassVar[str] = "Sutskever et al. 2013; torch.optim.SGD"
     state: ClassVar[Mapping[str, StateField]] = {"momentum_buffer": StateField("param")}
     step_count: ClassVar[str] = "optional"
@@ -58,7 +58,9 @@ class SGDRule(Rule):
             m.copy_(g)
         else:
             m.mul_(self.momentum).add_(g, alpha=1 - self.dampening)
-        return g + m * self.momentum if self.nesterov else m.clone()
+        if not self.nesterov:
+            return m.clone()
+        return g + m * self.momentum if isinstance(self.momentum, Tensor) else g.add(m, alpha=self.momentum)
 
 
 class SGD(Engine):

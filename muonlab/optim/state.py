@@ -43,19 +43,18 @@ def advance(
                 state[name] = _allocate(rule, w, name, group)
         if "master" not in state and rounding_of(w, group) == "master":
             state["master"] = w.detach().to(torch.float32, copy=True)
-    counted = [
-        state
-        for w, state in zip(ws, states, strict=True)
-        if rule.step_count != "none" or rounding_of(w, group) == "stochastic"
-    ]
+    counted = [i for i, w in enumerate(ws) if rule.step_count != "none" or rounding_of(w, group) == "stochastic"]
+    ages = [0] * len(ws)
     if not counted:
-        return [0] * len(ws)
-    for state in counted:
-        if not isinstance(state.get("step"), Tensor):  # new, or a plain number from an old checkpoint
-            state["step"] = torch.tensor(float(state.get("step", 0.0)), dtype=torch.float32)
-    torch._foreach_add_([state["step"] for state in counted], 1.0)
-    ages = dict(zip(map(id, counted), torch.stack([state["step"] for state in counted]).tolist(), strict=True))
-    return [int(ages.get(id(state), 0)) for state in states]
+        return ages
+    for i in counted:
+        if not isinstance(states[i].get("step"), Tensor):  # new, or a plain number from an old checkpoint
+            states[i]["step"] = torch.tensor(float(states[i].get("step", 0.0)), dtype=torch.float32)
+    steps = [states[i]["step"] for i in counted]
+    torch._foreach_add_(steps, 1.0)
+    for i, step in zip(counted, torch.stack(steps).tolist(), strict=True):
+        ages[i] = int(step)
+    return ages
 
 
 def _allocate(rule: Rule, w: Tensor, name: str, group: Mapping[str, Any]) -> Tensor:

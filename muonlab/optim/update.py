@@ -18,7 +18,7 @@ from muonlab.optim.rule import Rule
 __all__ = ["WORKSPACE_BYTES", "Job", "update"]
 
 WORKSPACE_BYTES = 256 * 2**20  # bound on what a step allocates at a time, one larger matrix excepted
-COPIES = 6  # directions, their stack, and what the polar factor holds at its widest
+COPIES = 10  # directions, their stack, and what the polar factor holds at its widest
 STACK_MAX_SIDE = 256  # a batched product beats a loop up to about this shorter side, on CPU
 FUSED_DEVICES = ("cpu", "cuda")
 
@@ -90,8 +90,10 @@ def _fusible(job: Job) -> tuple[list[int], list[int]]:
     if job.rule.fused is not None and job.is_plain and job.rule.lr:
         fused = [
             i
-            for i, (w, g) in enumerate(zip(job.ws, job.gs, strict=True))
-            if w.device.type in FUSED_DEVICES and g.dtype == w.dtype and g.stride() == w.stride()
+            for i, (w, g, state) in enumerate(zip(job.ws, job.gs, job.states, strict=True))
+            if w.device.type in FUSED_DEVICES
+            and g.dtype == w.dtype
+            and all(x.stride() == w.stride() for x in (g, *(state[name] for name in job.rule.active_state())))
         ]
     taken = set(fused)
     return fused, [i for i in range(len(job.ws)) if i not in taken]
@@ -104,7 +106,7 @@ def _update_fused(job: Job, live: Tensor | None) -> None:
         shrink = _shrink(job)
         if live is not None:
             shrink = torch.where(live, torch.full((), shrink, dtype=torch.float64, device=live.device), 1.0)
-        torch._foreach_mul_(job.ws, shrink)
+        _scale(job.ws, shrink)
     decay = rule.weight_decay if rule.decay == "decoupled" else 0.0
     type(rule).fused(rule, job.ws, gs, job.states, job.t, rule.lr, decay, live)
 
@@ -196,6 +198,14 @@ def _shrink(job: Job) -> float | Tensor:
     return 1.0 if rule.decay == "coupled" else 1 - rule.lr * rule.weight_decay
 
 
+def _scale(ws: Sequence[Tensor], factor: float | Tensor) -> None:
+    if ws[0].is_cpu:  # _foreach_mul_ rounds the factor to the weights' dtype there (torch 2.13), and gains nothing
+        for w in ws:
+            w.mul_(factor)
+    else:
+        torch._foreach_mul_(ws, factor)
+
+
 def _apply(job: Job, pieces: Sequence[Piece], live: Tensor | None) -> None:
     """w <- shrink w - lr scale u; at lr = 0 not even a sign bit changes."""
     rule = job.rule
@@ -206,7 +216,7 @@ def _apply(job: Job, pieces: Sequence[Piece], live: Tensor | None) -> None:
             _replace(job, piece, live)
         return
     if (shrink := _shrink(job)) != 1.0:
-        torch._foreach_mul_([piece.w for piece in pieces], shrink)
+        _scale([piece.w for piece in pieces], shrink)
     for scale in {piece.scale for piece in pieces}:
         alike = [piece for piece in pieces if piece.scale == scale]
         torch._foreach_add_([piece.w for piece in alike], [piece.u for piece in alike], alpha=-rule.lr * scale)
@@ -214,9 +224,12 @@ def _apply(job: Job, pieces: Sequence[Piece], live: Tensor | None) -> None:
 
 def _replace(job: Job, piece: Piece, live: Tensor | None) -> None:
     rule = job.rule
-    old = piece.w if piece.master is None else piece.master
+    old = piece.w
+    if piece.master is not None:  # the copy yields to a weight that somebody else has changed
+        old = torch.where(piece.master.to(piece.w.dtype) == piece.w, piece.master, piece.w)
     new = _moved(job, old if job.rounding == "nearest" else old.to(torch.float32), piece.u, piece.scale)
-    rounded = stochastic_round(new, job.t) if job.rounding == "stochastic" else new
+    t = job.t.to(torch.int64) if isinstance(job.t, Tensor) else job.t
+    rounded = stochastic_round(new, t) if job.rounding == "stochastic" else new
     moves = rule.lr != 0 if isinstance(rule.lr, Tensor) else True
     guard = moves if live is None else live & moves
     for target, value in ((piece.w, rounded), (piece.master, new)):
@@ -228,5 +241,9 @@ def _replace(job: Job, piece: Piece, live: Tensor | None) -> None:
 def _moved(job: Job, w: Tensor, u: Tensor, scale: float) -> Tensor:
     rule = job.rule
     if rule.decay != "cautious":
-        return w * _shrink(job) - (rule.lr * scale) * u
-    return w - (rule.lr * rule.weight_decay) * w * (u * w >= 0) - (rule.lr * scale) * u
+        shrink = _shrink(job)
+        if isinstance(rule.lr, Tensor):
+            return w * shrink - (rule.lr * scale) * u
+        return torch.add(w if shrink == 1.0 else w * shrink, u, alpha=-rule.lr * scale)  # as _apply, to the bit
+    along = (torch.signbit(u) == torch.signbit(w)) | (u == 0)  # a product of the two could underflow
+    return w - (rule.lr * rule.weight_decay) * w * along - (rule.lr * scale) * u

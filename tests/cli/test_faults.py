@@ -19,7 +19,7 @@ from program import until
 from muonlab.records import Store, StoreError
 from muonlab.records.record import same_result
 
-FINISHED = "finished runs are kept, the same command goes on from here"
+FINISHED = "what the store holds is kept, and the same command goes on from there"
 
 
 def count(folder, name="muonlab.db"):

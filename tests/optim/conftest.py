@@ -1,7 +1,12 @@
-"""One thread: these tensors are small, and a busy machine makes thread pools slow."""
+"""One thread: these tensors are small, and a busy machine makes thread pools slow. And the ways to take a step."""
+
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # stepping and reference, which pytest's importlib mode does not find
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -10,3 +15,18 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU passes for a device whose results the host does not wait for."""
+    from muonlab.optim import guard
+
+    monkeypatch.setattr(guard, "SYNCHRONOUS_DEVICES", frozenset())
+
+
+@pytest.fixture(params=["host", "flagged"])
+def path(request: pytest.FixtureRequest) -> None:
+    """The guard's decision is made on the host, or stays on the device."""
+    if request.param == "flagged":
+        request.getfixturevalue("no_waiting")

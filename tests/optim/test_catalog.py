@@ -128,4 +128,4 @@ def test_versions_and_polar_description() -> None:
     assert describe(
         "muon", {"opt.ns_coefficients": "youjiacheng_6", "opt.ns_steps": 6, "opt.polar_dtype": "float32"}
     ) == ("newton_schulz:youjiacheng_6:6:float32")
-    assert describe("muon", {"opt.polar": "exact"}) == "exact"
+    assert describe("muon", {"opt.polar": "exact"}) == "exact:float64"

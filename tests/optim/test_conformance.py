@@ -15,6 +15,8 @@ RULES = {
     "muon": MuonRule(polar_dtype="float64"),
     "muon-plain": MuonRule(polar_dtype="float64", nesterov=False, momentum=0.5),
     "muon-spectral": MuonRule(polar_dtype="float64", adjust_lr_fn="spectral", ns_coefficients="polar_express"),
+    "muon-heavy-ball": MuonRule(polar_dtype="float64", momentum_form="heavy_ball", momentum=0.8),
+    "muon-heavy-ball-plain": MuonRule(polar_dtype="float64", momentum_form="heavy_ball", nesterov=False),
     "muon-exact": MuonRule(polar="exact", adjust_lr_fn="match_rms_adamw"),
     "muon-bf16": MuonRule(),
 }
@@ -88,6 +90,35 @@ def test_deterministic_and_leaves_the_global_generator_alone(rule: Rule) -> None
         results.append([run(rule, g, w, state, t) for t, g in enumerate(gradients((4, 6), 3), start=1)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@each_rule
+def test_many_at_once_equal_one_after_the_other(rule: Rule) -> None:
+    """`local_each` and `matrix_each` of parameters of several shapes, two steps."""
+    atol = 0.02 if rule == RULES["muon-bf16"] else 1e-12
+    ws = [gradients(shape, 1)[0] for shape in SHAPES]
+    together, alone = ([fresh_state(rule, w) for w in ws] for _ in range(2))
+    for t in (1, 2):
+        gs = [gradients(shape, 2)[t - 1] for shape in SHAPES]
+        us = rule.local_each(gs, ws, together, t)
+        expected = [rule.local(g, w, state, t) for g, w, state in zip(gs, ws, alone, strict=True)]
+        torch.testing.assert_close(us, expected, atol=1e-14, rtol=1e-14)
+        found = rule.matrix_each(us, together, t)
+        expected = [rule.matrix(u, state, t) for u, state in zip(expected, alone, strict=True)]
+        torch.testing.assert_close(found, expected, atol=atol, rtol=1e-12)
+        torch.testing.assert_close(together, alone, atol=1e-14, rtol=1e-14)
+
+
+@each_rule
+def test_hyperparameters_may_be_tensors_as_in_a_compiled_step(rule: Rule) -> None:
+    atol, traced = 0.02 if rule == RULES["muon-bf16"] else 1e-12, rule.traced()
+    w = gradients((4, 6), 1)[0]
+    plain, tensors = fresh_state(rule, w), fresh_state(rule, w)
+    for t, g in enumerate(gradients((4, 6), 3), start=1):
+        expected = run(rule, g, w, plain, t)
+        found = run(traced, g, w, tensors, torch.tensor(t, dtype=torch.float64))
+        torch.testing.assert_close(found, expected, atol=atol, rtol=1e-12)
+        torch.testing.assert_close(tensors, plain, atol=1e-12, rtol=1e-12)
 
 
 @each_rule

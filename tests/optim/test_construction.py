@@ -1,0 +1,146 @@
+"""What a constructor and a param group accept, and what they refuse."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from stepping import each, steps, weights
+from torch import nn
+
+import muonlab
+
+
+def test_signatures_are_torchs() -> None:
+    for name in ("Muon", "AdamW", "SGD"):
+        ours = inspect.signature(getattr(muonlab, name)).parameters
+        theirs = inspect.signature(getattr(torch.optim, name)).parameters
+        positional = [p for p in theirs.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        assert list(ours)[: len(positional)] == [p.name for p in positional]
+        for p in theirs.values():
+            assert ours[p.name].default == p.default and ours[p.name].kind is p.kind
+
+
+@each
+@pytest.mark.parametrize("lr", [-1, -1e-9, math.nan, math.inf, "0.1", None, True, torch.tensor([0.1, 0.1])])
+def test_bad_lr(cls, arguments, lr) -> None:
+    (w,) = weights(1)
+    for make in (
+        lambda: cls([w], lr=lr),
+        lambda: cls([{"params": [w], "lr": lr}]),
+        lambda: cls(weights(1, seed=1)).add_param_group({"params": [w], "lr": lr}),
+    ):
+        with pytest.raises((ValueError, TypeError)):
+            make()
+
+
+@pytest.mark.parametrize(
+    "name,arguments",
+    [
+        *[(name, {"weight_decay": value}) for name in ("Muon", "AdamW", "SGD") for value in (-1, math.nan, "0", None)],
+        *[("Muon", {"momentum": value}) for value in (-0.5, 1.0, math.nan, "x")],
+        *[("SGD", {"momentum": value}) for value in (-0.5, 1.0, math.nan)],
+        ("SGD", {"nesterov": True}),
+        ("SGD", {"momentum": 0.9, "dampening": 0.1, "nesterov": True}),
+        *[
+            ("AdamW", {"betas": value})
+            for value in ((1.0, 0.0), (0.9,), (0.9, 0.9, 0.9), 0.9, (0.9, math.nan), (-0.1, 0.9))
+        ],
+        ("AdamW", {"betas": (0.9, torch.tensor(0.99))}),
+        *[("AdamW", {"eps": value}) for value in (-1e-8, math.nan)],
+        *[("AdamW", {key: True}) for key in ("amsgrad", "capturable", "differentiable")],
+        *[("Muon", {"ns_steps": value}) for value in (-1, 0, 1000, 2.5, True)],
+        *[("Muon", {"ns_coefficients": value}) for value in ((1.0, 2.0), (), None, "jordon", (1.0, 2.0, math.nan))],
+        *[("Muon", {"adjust_lr_fn": "arbitrary"}), ("Muon", {"polar": "svd"}), ("Muon", {"polar_dtype": "float16"})],
+        *[("Muon", {"aux_lr": -1.0}), ("Muon", {"aux_betas": (0.9,)}), ("Muon", {"aux_betas": None})],
+        *[("Muon", {"nesterov": "yes"}), ("Muon", {"differentiable": True})],
+    ],
+)
+def test_bad_hyperparameters(name: str, arguments: dict) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        getattr(muonlab, name)(weights(1), **arguments)
+
+
+@each
+def test_unknown_keyword_and_misspelt_group_key(cls, arguments) -> None:
+    with pytest.raises(TypeError):
+        cls(weights(1), weight_decy=0.1)
+    with pytest.raises(ValueError, match="weight_decay"):
+        cls([{"params": weights(1), "weight_decy": 0.1}])
+
+
+@each
+@pytest.mark.parametrize(
+    "params,error",
+    [
+        (None, TypeError),
+        ([], ValueError),
+        ("weights", TypeError),
+        (torch.ones(2, 2), TypeError),
+        ([1, 2], TypeError),
+        ({"a": torch.ones(2, 2)}, TypeError),
+        ({torch.ones(2, 2)}, TypeError),
+        ([nn.Parameter(torch.ones(2, 2)) * 2], ValueError),
+        ([{"lr": 0.1}], ValueError),
+        ([{"params": {torch.ones(2, 2)}}], TypeError),
+        ([("w", nn.Parameter(torch.ones(2, 2))), nn.Parameter(torch.ones(2, 2))], ValueError),
+    ],
+)
+def test_bad_params(cls, arguments, params, error) -> None:
+    with pytest.raises(error):
+        cls(params)
+
+
+@each
+def test_params_that_are_fine(cls, arguments) -> None:
+    assert len(cls(p for p in weights(2)).param_groups[0]["params"]) == 2
+    (w,) = weights(1)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = cls([w, w], lr=0.5)
+    steps(optimizer, [w], [0])
+    (once,) = weights(1)
+    steps(cls([once], lr=0.5), [once], [0])
+    assert torch.equal(w, once)  # counted once
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        cls([{"params": [w]}, {"params": [w]}])
+
+
+def test_shapes_a_matrix_rule_cannot_take() -> None:
+    (w,) = weights(1)
+    for bad in (torch.ones(2, 3, 4), torch.ones(2, 3, 4, 5)):
+        with pytest.raises(ValueError, match="Muon only supports 2D parameters"):
+            muonlab.Muon([bad])
+        optimizer = muonlab.Muon([w])
+        with pytest.raises(ValueError, match="Muon only supports 2D parameters"):
+            optimizer.add_param_group({"params": [bad]})
+        assert len(optimizer.param_groups) == 1
+    with pytest.raises(ValueError, match="2D"):
+        muonlab.Muon([{"params": [torch.ones(3)], "use_muon": True}])
+    for small in (torch.ones(3), torch.tensor(1.0), torch.ones(1, 5)):
+        optimizer = muonlab.Muon([nn.Parameter(small), w] if small.ndim == 2 else [nn.Parameter(small)])
+        assert optimizer.param_groups[0]["algorithm"] == ("muon" if small.ndim == 2 else "adamw")
+
+
+def test_group_flags_of_other_libraries() -> None:
+    a, b, c, d = weights(4)
+    optimizer = muonlab.Muon(
+        [
+            {"params": [a], "use_muon": True, "lr": 0.1, "momentum": 0.9},
+            {"params": [b], "use_muon": False, "lr": 0.2, "betas": (0.8, 0.9), "eps": 1e-10},
+            {"params": [c], "use_fallback": True},
+            {"params": [d], "algorithm": "adamw"},
+        ],
+        aux_lr=0.3,
+    )
+    assert [group["algorithm"] for group in optimizer.param_groups] == ["muon", "adamw", "adamw", "adamw"]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2, 0.3, 0.3]
+    assert "momentum" not in optimizer.param_groups[1] and "betas" not in optimizer.param_groups[0]
+    with pytest.raises(ValueError, match="algorithm"):
+        muonlab.Muon([{"params": [nn.Parameter(torch.ones(2, 2))], "algorithm": "lion"}])
+
+
+@each
+def test_class_can_be_rebuilt_from_its_defaults(cls, arguments) -> None:
+    optimizer = cls(weights(1), **arguments)
+    again = type(optimizer)(weights(1), **optimizer.defaults)
+    assert repr(again) == repr(optimizer)

@@ -1,0 +1,221 @@
+"""Saving, loading and copying: everything continues bit for bit, and bad state is refused whole."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from stepping import (
+    CLASSES,
+    bits,
+    each,
+    fill_gradients,
+    small_model,
+    state_bits,
+    steps,
+    twins_of,
+    weights,
+)
+from torch import nn
+
+import muonlab
+
+
+@each
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "state_dict", "weights_only"])
+def test_copies_continue_identically(cls, arguments, way) -> None:
+    model = small_model()
+    optimizer = cls(model, **arguments)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    steps(optimizer, params, range(3))
+    if way in ("deepcopy", "pickle"):
+        twin = copy.deepcopy(optimizer) if way == "deepcopy" else pickle.loads(pickle.dumps(optimizer))
+        twins = [p for group in twin.param_groups for p in group["params"]]
+        assert twin.explain() == optimizer.explain() and twin.defaults.keys() == optimizer.defaults.keys()
+    else:
+        copied = copy.deepcopy(model)
+        twin = cls(copied, **arguments)
+        twins = [p for group in twin.param_groups for p in group["params"]]
+        state = optimizer.state_dict()
+        if way == "weights_only":
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            buffer.seek(0)
+            state = torch.load(buffer, weights_only=True)
+        twin.load_state_dict(state_dict=state)
+    for seed in (5, 6):
+        steps(optimizer, params, [seed])
+        steps(twin, twins, [seed])
+    assert bits(params) == bits(twins)
+
+
+@each
+def test_loading_fills_missing_keys_and_accepts_a_plain_step(cls, arguments) -> None:
+    params = weights(2)
+    optimizer = cls(params, **arguments)
+    steps(optimizer, params, range(2))
+    state = optimizer.state_dict()
+    for key in ("maximize", "foreach", "fused", "algorithm", "num_skipped", "weight_decay"):
+        state["param_groups"][0].pop(key)
+    for value in state["state"].values():
+        if "step" in value:
+            value["step"] = value["step"].item()
+    twins = [nn.Parameter(p.detach().clone()) for p in params]
+    other = cls(twins, **arguments)
+    other.load_state_dict(state)
+    steps(optimizer, params, [4])
+    steps(other, twins, [4])
+    assert bits(params) == bits(twins)
+
+
+@each
+def test_bad_state_dicts_are_refused_and_the_old_state_survives(cls, arguments) -> None:
+    params = weights(2)
+    optimizer = cls(params, **arguments)
+    steps(optimizer, params, range(2))
+    before = copy.deepcopy(optimizer.state_dict())
+
+    def corrupt(change):
+        state = copy.deepcopy(before)
+        change(state)
+        return state
+
+    name = next(key for key in before["state"][0] if key != "step")
+    bad = [
+        corrupt(lambda s: s["param_groups"].append(s["param_groups"][0])),
+        corrupt(lambda s: s["param_groups"][0]["params"].append(7)),
+        corrupt(lambda s: s["state"][0].update({name: torch.zeros(4, 6)})),
+        corrupt(lambda s: s["state"][0].update({"exp_inf": torch.zeros(6, 4)})),
+        corrupt(lambda s: s["state"][0].update({name: "x"})),
+        corrupt(lambda s: s["param_groups"][0].update(lr=math.nan)),
+        corrupt(lambda s: s["param_groups"][0].update(algorithm="lion")),
+    ]
+    if cls is muonlab.AdamW:
+        bad += [corrupt(lambda s: s["state"][0].pop("exp_avg_sq")), corrupt(lambda s: s["state"][0].pop("step"))]
+    for state in bad:
+        with pytest.raises(ValueError):
+            optimizer.load_state_dict(state)
+        after = optimizer.state_dict()
+        assert after["param_groups"] == before["param_groups"]
+        assert all(torch.equal(after["state"][i][name], before["state"][i][name]) for i in (0, 1))
+
+
+def test_a_loaded_state_is_not_shared_with_its_source() -> None:
+    params, twins = weights(1), weights(1)
+    a, b = muonlab.AdamW(params), muonlab.AdamW(twins)
+    steps(a, params, [0])
+    b.load_state_dict(a.state_dict())
+    steps(b, twins, [1])
+    assert a.state[params[0]]["step"] == 1 and b.state[twins[0]]["step"] == 2
+
+
+@each
+def test_a_state_of_a_capturable_torch_optimizer_with_tensor_lr_loads(cls, arguments) -> None:
+    """Its step counters and its lr are tensors; where they lived says nothing about what they mean."""
+    params, twins = weights(2), weights(2)
+    optimizer = cls(params, **arguments)
+    steps(optimizer, params, range(2))
+    saved = copy.deepcopy(optimizer.state_dict())
+    for group in saved["param_groups"]:
+        group.update(lr=torch.tensor(group["lr"], dtype=torch.float64), capturable=True, foreach=True)
+    other = cls(twins, **arguments)
+    with torch.no_grad():
+        for p, q in zip(params, twins, strict=True):
+            q.copy_(p)
+    other.load_state_dict(saved)
+    steps(optimizer, params, [3])
+    steps(other, twins, [3])
+    assert bits(params) == bits(twins)
+
+
+@each
+def test_state_that_does_not_fit_is_refused_whole(cls, arguments) -> None:
+    """Item by item: shapes swapped between two parameters, another optimizer's state, one tensor missing."""
+    params = [*weights(1, (6, 4)), *weights(1, (4, 6))]
+    optimizer = cls(params, **arguments)
+    steps(optimizer, params, range(2))
+    before, groups = state_bits(optimizer), repr(optimizer.param_groups)
+    swapped = copy.deepcopy(optimizer.state_dict())
+    swapped["state"][0], swapped["state"][1] = swapped["state"][1], swapped["state"][0]
+    other = next(c for c, _ in CLASSES.values() if c is not cls and c is not muonlab.SGD)
+    elsewhere = twins_of(params)
+    foreign = other(elsewhere)
+    steps(foreign, elsewhere, [0])
+    for state in (swapped, foreign.state_dict()):
+        with pytest.raises(ValueError):
+            optimizer.load_state_dict(state)
+        assert state_bits(optimizer) == before and repr(optimizer.param_groups) == groups
+
+
+@each
+def test_nothing_hides_outside_what_a_state_dict_holds(cls, arguments) -> None:
+    """Every tensor that an optimizer owns is in its state or is a parameter."""
+    model = small_model()
+    optimizer = cls(model, **arguments)
+    params = list(model.parameters())
+    steps(optimizer, params, range(2))
+    hidden = [
+        value
+        for name, value in vars(optimizer).items()
+        if name not in ("state", "param_groups") and isinstance(value, torch.Tensor | list | dict)
+        for value in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value])
+        if isinstance(value, torch.Tensor)
+    ]
+    assert not hidden
+    saved = optimizer.state_dict()
+    assert set(saved) == {"state", "param_groups"}
+    assert sum(len(state) for state in saved["state"].values()) == sum(map(len, optimizer.state.values()))
+
+
+@each
+@pytest.mark.parametrize("moment", ["before any step", "after skipping one parameter"])
+def test_an_incomplete_state_loads_and_is_completed(cls, arguments, moment) -> None:
+    params, twins = weights(2), weights(2)
+    optimizer, other = cls(params, **arguments), cls(twins, **arguments)
+    if moment != "before any step":
+        fill_gradients(params, 0)
+        params[1].grad = None
+        optimizer.step()
+    other.load_state_dict(optimizer.state_dict())
+    with torch.no_grad():
+        for p, q in zip(params, twins, strict=True):
+            q.copy_(p)
+    steps(optimizer, params, [1])
+    steps(other, twins, [1])
+    assert bits(params) == bits(twins) and state_bits(optimizer) == state_bits(other)
+
+
+@each
+def test_loading_into_another_dtype_casts_as_torch_does(cls, arguments) -> None:
+    params, twins = weights(2, dtype=torch.float64), weights(2, dtype=torch.bfloat16)
+    optimizer, other = cls(params, **arguments), cls(twins, **arguments)
+    steps(optimizer, params, range(2))
+    other.load_state_dict(optimizer.state_dict())
+    for p, q in zip(params, twins, strict=True):
+        for name, value in other.state[q].items():
+            assert value.dtype == (torch.float32 if name == "step" else torch.bfloat16)
+            assert torch.equal(value, optimizer.state[p][name].to(value.dtype))
+    steps(other, twins, [3])
+
+
+@each
+def test_state_follows_a_parameter_that_changes_its_memory_format(cls, arguments) -> None:
+    """model.to(memory_format=channels_last) in mid-run: kernels that walk memory in order must not mix elements."""
+    generator = torch.Generator().manual_seed(0)
+    w = nn.Parameter(torch.randn(4, 3, 2, 2, generator=generator))
+    twin = nn.Parameter(w.detach().clone())
+    precise = {"polar_dtype": "float64"} if cls is muonlab.Muon else {}
+    roles = {"roles": {"w": "conv"}} if cls is muonlab.Muon else {}
+    optimizer, other = (cls([("w", p)], **arguments, **precise, **roles) for p in (w, twin))
+    steps(optimizer, [w], [0])
+    steps(other, [twin], [0])
+    w.data = w.data.to(memory_format=torch.channels_last)
+    for seed in (1, 2):
+        fill_gradients([w], seed)
+        fill_gradients([twin], seed)
+        w.grad = w.grad.to(memory_format=torch.channels_last)
+        optimizer.step()
+        other.step()
+    torch.testing.assert_close(w.detach().contiguous(), twin.detach(), atol=1e-6, rtol=0)

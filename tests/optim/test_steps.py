@@ -1,0 +1,215 @@
+"""What a step does and leaves alone: gradients of every kind, shapes, dtypes, ages."""
+
+import pytest
+import torch
+from stepping import bits, each, fill_gradients, steps, weights
+from torch import nn
+
+import muonlab
+from muonlab.optim import update as update_module
+
+
+@each
+def test_missing_gradients_leave_everything_alone(cls, arguments) -> None:
+    params = weights(3)
+    optimizer = cls(params, **arguments, weight_decay=0.5)
+    before = bits(params)
+    optimizer.step()
+    assert bits(params) == before and not optimizer.state
+    fill_gradients(params, 0)
+    params[1].grad = None
+    optimizer.step()
+    assert bits(params)[1] == before[1] and params[1] not in optimizer.state
+    assert bits(params)[0] != before[0]
+    params[1].requires_grad_(False)
+    optimizer.zero_grad()
+    optimizer.step()
+
+
+@each
+def test_zero_gradients_without_decay_move_nothing(cls, arguments) -> None:
+    params = weights(2)
+    optimizer = cls(params, **arguments, weight_decay=0.0)
+    before = bits(params)
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert bits(params) == before
+
+
+@each
+@pytest.mark.parametrize("magnitude", [1e-20, 1e18])
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (1, 5), (5, 3)])
+def test_extreme_gradients_and_shapes(cls, arguments, shape, magnitude) -> None:
+    params = weights(2, shape)
+    optimizer = cls(params, **arguments)
+    fill_gradients(params, 0)
+    for p in params:
+        p.grad *= magnitude
+    optimizer.step()
+    assert all(p.isfinite().all() for p in params)
+
+
+@each
+def test_gradients_are_never_written(cls, arguments) -> None:
+    params = weights(3)
+    optimizer = cls(params, **arguments, weight_decay=0.5, maximize=True)
+    for seed in range(3):
+        fill_gradients(params, seed)
+        before, owners = bits(p.grad for p in params), [p.grad for p in params]
+        optimizer.step()
+        assert bits(p.grad for p in params) == before
+        assert all(p.grad is owner for p, owner in zip(params, owners, strict=True))
+
+
+@each
+@pytest.mark.parametrize("kind", ["sparse", "complex", "meta", "int"])
+def test_unsupported_gradients_raise_before_anything_changes(cls, arguments, kind) -> None:
+    good = weights(1)[0]
+    bad = nn.Parameter(torch.ones(3, 3, dtype=torch.complex64 if kind == "complex" else None))
+    if kind == "meta":
+        bad = nn.Parameter(torch.ones(3, 3, device="meta"))
+    if kind == "int":
+        bad = nn.Parameter(torch.ones(3, 3, dtype=torch.int64), requires_grad=False)
+    optimizer = cls([good, bad], **arguments)
+    fill_gradients([good], 0)
+    bad.grad = torch.ones_like(bad).to_sparse() if kind == "sparse" else torch.ones_like(bad)
+    before = bits([good])
+    with pytest.raises(RuntimeError, match=kind):
+        optimizer.step()
+    assert bits([good]) == before and not optimizer.state
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes(cls, arguments, dtype) -> None:
+    params = weights(3, dtype=dtype)
+    optimizer = cls(params, **arguments)
+    steps(optimizer, params, range(2))
+    for p in params:
+        assert p.dtype == dtype and p.isfinite().all()
+        tensors = {name: value for name, value in optimizer.state[p].items() if name != "step"}
+        assert tensors and all(value.dtype == dtype and value.shape == p.shape for value in tensors.values())
+        assert all(value.data_ptr() not in (p.data_ptr(), p.grad.data_ptr()) for value in tensors.values())
+
+
+@each
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_tensor_lr(cls, arguments, shape) -> None:
+    params, twins = weights(2), weights(2)
+    lr = torch.full(shape, 0.25)
+    optimizer, other = cls(params, lr=lr), cls(twins, lr=0.25)
+    steps(optimizer, params, [0])
+    steps(other, twins, [0])
+    assert bits(params) == bits(twins)
+    lr.fill_(0.125)
+    other.param_groups[0]["lr"] = 0.125
+    steps(optimizer, params, [1])
+    steps(other, twins, [1])
+    assert bits(params) == bits(twins)
+
+
+@each
+def test_closure(cls, arguments) -> None:
+    params, calls = weights(1), []
+    optimizer = cls(params, **arguments)
+
+    def closure():
+        calls.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        loss = params[0].square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        loss = optimizer.step(closure)
+    assert calls == [True] and loss.requires_grad and optimizer.step() is None
+
+
+@each
+def test_descends_and_maximize_ascends(cls, arguments) -> None:
+    for maximize in (False, True):
+        params = weights(2)
+        optimizer = cls(params, **arguments, weight_decay=0.0, maximize=maximize)
+        losses = []
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = sum(p.square().sum() for p in params)
+            loss.backward()
+            losses.append(loss.item())
+            optimizer.step()
+        assert (losses[-1] > losses[0]) is maximize
+
+
+@each
+def test_order_does_not_matter_and_the_global_generator_is_untouched(cls, arguments) -> None:
+    params, twins = weights(3), weights(3)
+    before = torch.get_rng_state()
+    optimizer, other = cls(params, **arguments), cls(twins[::-1], **arguments)
+    steps(optimizer, params, range(3))
+    steps(other, twins, range(3))
+    for a, b in zip(params, twins, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3 if cls is muonlab.Muon else 0, rtol=0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("num_in_workspace", [0, 1, 2, 100])
+def test_stacking_does_not_mix_matrices(num_in_workspace: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices of very different scales, float64: what leaks from one to another shows."""
+    monkeypatch.setattr(update_module, "WORKSPACE_BYTES", num_in_workspace * update_module.COPIES * 6 * 4 * 8)
+    params = weights(5, dtype=torch.float64) + weights(3, (4, 6), dtype=torch.float64)
+    twins = [nn.Parameter(p.detach().clone()) for p in params]
+    together = muonlab.Muon(params, lr=0.1, polar_dtype="float64")
+    alone = [muonlab.Muon([p], lr=0.1, polar_dtype="float64") for p in twins]
+    for seed in range(4):
+        for these in (params, twins):
+            fill_gradients(these, seed)
+            for i, p in enumerate(these):
+                p.grad *= 10.0 ** (3 * i - 9)
+        together.step()
+        for optimizer in alone:
+            optimizer.step()
+    for a, b in zip(params, twins, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_parameters_of_different_age_keep_their_own_step() -> None:
+    params, twins = weights(2), weights(2)
+    optimizer, other = muonlab.AdamW(params, lr=0.1), torch.optim.AdamW(twins, lr=0.1)
+    for seed in range(5):
+        for these in (params, twins):
+            fill_gradients(these, seed)
+            if seed in (0, 2):
+                these[1].grad = None
+        optimizer.step()
+        other.step()
+    for a, b in zip(params, twins, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_convolutions_are_flattened_also_channels_last() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kernel, g = (torch.randn(8, 3, 2, 2, generator=generator) for _ in range(2))
+    flat = nn.Parameter(kernel.flatten(1).clone())
+    conv = nn.Parameter(kernel.clone())
+    last = nn.Parameter(kernel.clone(memory_format=torch.channels_last))
+    flat.grad, conv.grad, last.grad = g.flatten(1), g.clone(), g.clone(memory_format=torch.channels_last)
+    for p in (flat, conv, last):
+        optimizer = muonlab.Muon(
+            [{"params": [p], "algorithm": "muon", "role": "conv" if p.ndim == 4 else "hidden"}], lr=0.1
+        )
+        optimizer.step()
+        optimizer.step()
+    assert torch.equal(conv.flatten(1), flat)
+    torch.testing.assert_close(last.detach().contiguous(), conv.detach(), atol=1e-3, rtol=0)
+
+
+def test_experts_are_a_batch() -> None:
+    stack = nn.Parameter(torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    parts = [nn.Parameter(part.clone()) for part in stack.detach()]
+    stack.grad = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for part, g in zip(parts, stack.grad, strict=True):
+        part.grad = g.clone()
+    muonlab.Muon([("experts.up", stack)], roles={"experts.*": "expert"}, lr=0.1, polar_dtype="float64").step()
+    muonlab.Muon(parts, lr=0.1, polar_dtype="float64").step()
+    torch.testing.assert_close(stack.detach(), torch.stack([p.detach() for p in parts]), atol=1e-12, rtol=0)
