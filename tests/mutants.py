@@ -30,16 +30,18 @@ OPTIM, KERNELS, STUDY, TRAIN = "tests/optim", "tests/kernels", "tests/study", "t
 ANALYZE, EXECUTE, TASKS, RECORDS = "tests/analyze", "tests/execute", "tests/tasks", "tests/records"
 ENGINE, MUON, ADAM = "muonlab/optim/engine.py", "muonlab/optim/muon.py", "muonlab/optim/adam.py"
 UPDATE, GUARD = "muonlab/optim/update.py", "muonlab/optim/guard.py"
-MOMENTS, POLAR, LOOP = "muonlab/kernels/moments.py", "muonlab/kernels/polar.py", "muonlab/train/loop.py"
+MOMENTS, LOOP = "muonlab/kernels/moments.py", "muonlab/train/loop.py"
 TUNE, TRIALS, COMPARE = "muonlab/study/tune.py", "muonlab/study/trials.py", "muonlab/study/compare.py"
 SIGNIFICANCE, SPEEDUP = "muonlab/analyze/significance.py", "muonlab/analyze/speedup.py"
 
 MUTANTS = (
-    Mutant("sign of the update flipped", UPDATE, "alpha=-rule.lr * scale)", "alpha=rule.lr * scale)", OPTIM),
-    Mutant("weight decay lost", UPDATE, "torch._foreach_mul_([piece.w for piece in pieces], shrink)", "pass", OPTIM),
+    Mutant("sign of the update flipped", UPDATE, "for piece in alike], alpha=-rule.lr * scale)",
+           "for piece in alike], alpha=rule.lr * scale)", OPTIM),
+    Mutant("weight decay lost", UPDATE, "_scale([piece.w for piece in pieces], shrink)", "pass", OPTIM),
     Mutant("weight decay without lr", UPDATE, "1 - rule.lr * rule.weight_decay", "1 - rule.weight_decay", OPTIM),
     Mutant("independent decay follows lr", UPDATE, "1 - job.lr_fraction * rule", "1 - rule.lr * rule", OPTIM),
-    Mutant("cautious decay where it should not be", UPDATE, "(u * w >= 0)", "(u * w < 0)", OPTIM),
+    Mutant("cautious decay where it should not be", UPDATE, "torch.signbit(u) == torch.signbit(w)",
+           "torch.signbit(u) != torch.signbit(w)", OPTIM),
     Mutant("moving average discarded", MOMENTS, "return m.lerp_(x,", "return m.lerp(x,", OPTIM),
     Mutant("moving average upside down", MOMENTS, "torch._foreach_lerp_(ms, xs, 1 - beta)",
            "torch._foreach_lerp_(ms, xs, beta)", OPTIM),
@@ -49,8 +51,8 @@ MUTANTS = (
     Mutant("momentum buffer handed out", MUON, "if self.nesterov else [m.clone() for m in ms]",
            "if self.nesterov else ms", OPTIM),
     Mutant("heavy ball forgets nothing", MUON, "torch._foreach_mul_(ms, self.momentum)\n", "pass\n", OPTIM),
-    Mutant("scale rule on the wrong side", "muonlab/kernels/norms.py", "fan_out / max(1, fan_in)",
-           "fan_in / max(1, fan_out)", f"{KERNELS} {OPTIM}"),
+    Mutant("scale rule on the wrong side", "muonlab/kernels/norms.py", "math.sqrt(max(1.0, fan_out / max(1, fan_in)))",
+           "math.sqrt(max(1.0, fan_in / max(1, fan_out)))", f"{KERNELS} {OPTIM}"),
     Mutant("one matrix leaks into the batch", UPDATE, "else torch.stack([us[k] for k in ks]) for ks in groups]",
            "else torch.stack([us[k] + 1e-3 * us[ks[0]] for k in ks]) for ks in groups]", OPTIM),
     Mutant("parts of a fused weight mixed up", "muonlab/optim/blocks.py", "x.narrow(0, self.start, self.rows)",
@@ -63,6 +65,14 @@ MUTANTS = (
            "* 0x9E3779B9)) & 0x0", OPTIM),
     Mutant("master copy rounded when loaded", ENGINE, "value.to(p.device, wanted, copy=True)",
            "value.to(p.device, p.dtype).to(wanted)", OPTIM),
+    Mutant("Gram iteration never restarted", "muonlab/kernels/gram.py", "MAX_NOISE = 1e-3", "MAX_NOISE = 1e9", KERNELS),
+    Mutant("failed Cholesky trusted", "muonlab/kernels/rational.py", "    if failed.any():\n        failed &=",
+           "    if False:\n        failed &=", KERNELS),
+    Mutant("symmetric product left half empty", "muonlab/kernels/symmetric.py",
+           "out[k, :i, i:j].copy_(panel[:, :i].mT)", "out[k, :i, i:j].zero_()", KERNELS),
+    Mutant("norm forgotten in Gram space", "muonlab/kernels/gram.py", ".mul_(norm.rsqrt())", ".mul_(norm)", KERNELS),
+    Mutant("pairs alone decide after tuning", SIGNIFICANCE, "math.hypot(math.sqrt(noise), tuning_nats or 0.0)",
+           "math.sqrt(noise)", f"{ANALYZE} {STUDY}"),
     Mutant("QK-clip shrinks the wrong share", "muonlab/optim/qk_clip.py", "** (1 - balance)", "** balance", OPTIM),
     Mutant("batch order depends on the batch size", "muonlab/tasks/text.py", "np.arange(start + 1, start + count + 1",
            "np.arange(count * start + 1, count * start + count + 1", TASKS),

@@ -138,16 +138,21 @@ def _gradients(job: Job, live: Tensor | None) -> list[Tensor]:
         gs = torch._foreach_neg(gs)
     if rule.decay == "coupled":
         if isinstance(rule.weight_decay, Tensor):
-            gs = [g + rule.weight_decay * _weight(job, i).to(g.dtype) for i, g in enumerate(gs)]
+            gs = [g + rule.weight_decay * w for g, w in zip(gs, _weights(job), strict=True)]
         elif rule.weight_decay:
-            gs = torch._foreach_add(
-                gs, [_weight(job, i).to(g.dtype) for i, g in enumerate(gs)], alpha=rule.weight_decay
-            )
+            gs = torch._foreach_add(gs, _weights(job), alpha=rule.weight_decay)
     return list(gs)
 
 
-def _weight(job: Job, i: int) -> Tensor:
-    return job.states[i].get("master", job.ws[i])
+def _weights(job: Job) -> list[Tensor]:
+    """The weights as exactly as they are known, in the dtype of the state."""
+    exact = [_exact(w, state.get("master")) for w, state in zip(job.ws, job.states, strict=True)]
+    return exact if job.rounding == "nearest" else [w.to(torch.float32) for w in exact]
+
+
+def _exact(w: Tensor, master: Tensor | None) -> Tensor:
+    """The float32 copy of a weight, where it has one; it yields to a weight that somebody else has changed."""
+    return w if master is None else torch.where(master.to(w.dtype) == w, master, w)
 
 
 def _directions(job: Job, gs: Sequence[Tensor]) -> list[Piece]:
@@ -180,14 +185,14 @@ def _matrix_stage(rule: Rule, us: Sequence[Tensor], states: Sequence[State], t: 
         for ks in groups
     ]
     outputs = rule.matrix_each(inputs, workspaces, t)
-    found: list[Tensor] = [None] * len(us)  # type: ignore[list-item]
+    found: dict[int, Tensor] = {}
     for ks, output, workspace in zip(groups, outputs, workspaces, strict=True):
         for k, direction in zip(ks, [output] if len(ks) == 1 else output.unbind(0), strict=True):
             found[k] = direction
         if len(ks) > 1:
             for name, stacked in workspace.items():
                 torch._foreach_copy_([states[k][name] for k in ks], list(stacked.unbind(0)))
-    return found
+    return [found[k] for k in range(len(us))]
 
 
 def _shrink(job: Job) -> float | Tensor:
@@ -224,9 +229,7 @@ def _apply(job: Job, pieces: Sequence[Piece], live: Tensor | None) -> None:
 
 def _replace(job: Job, piece: Piece, live: Tensor | None) -> None:
     rule = job.rule
-    old = piece.w
-    if piece.master is not None:  # the copy yields to a weight that somebody else has changed
-        old = torch.where(piece.master.to(piece.w.dtype) == piece.w, piece.master, piece.w)
+    old = _exact(piece.w, piece.master)
     new = _moved(job, old if job.rounding == "nearest" else old.to(torch.float32), piece.u, piece.scale)
     t = job.t.to(torch.int64) if isinstance(job.t, Tensor) else job.t
     rounded = stochastic_round(new, t) if job.rounding == "stochastic" else new
