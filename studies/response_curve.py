@@ -29,18 +29,12 @@ from muonlab.study.fairness import conclude
 from muonlab.study.plan import Plan, plan_comparison
 
 NAMES = {"tokens": "horizon_tokens", "seeds": "num_seeds"}  # in a study file: in a config
-LRS = (
-    0.016,
-    0.0226,
-    0.032,
-    0.0453,
-    0.064,
-)  # half the steps of the rule's grid: what lies between costs under 0.002 nats
+LRS = (0.016, 0.0226, 0.032, 0.0453, 0.064)  # half the steps of the rule's grid: what lies between costs < 0.002 nats
 SIGMAS = (0.001, 0.01, 0.1, 0.5, 0.9, 1.0)
 QUESTIONS = {  # what differs between the arms of a pair: (one arm, the other) of each pair
-    "f(1) 1.1 rather than 0.7, all else equal": (("jordan-5-high", "muon"), ("jordan-4", "jordan-4-low")),
-    "one step fewer at the same f(1)": (("jordan-4-low", "muon"), ("jordan-4", "jordan-5-high")),
-    "two steps more at nearly the same f(1)": (("jordan-6", "jordan-4"), ("jordan-7", "muon")),
+    "f(1) 1.1 rather than 0.7, all else equal": (("jordan-5-high", "muon"),),
+    "one step fewer at the same f(1)": (("jordan-4-low", "muon"),),
+    "damped rather than not": (("rational-2-damped", "rational-2"), ("exact-damped", "exact")),
 }
 
 

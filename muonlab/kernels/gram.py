@@ -16,17 +16,23 @@ Factor = Callable[[Tensor], Tensor]  # R (batch, n, n) -> Q, a function of R, so
 MAX_NOISE = 1e-3  # of R's eigenvalues, below zero; 0.05 let a matrix of ones end up 13 times too large
 
 
-def through_gram(xs: Sequence[Tensor], factors: Sequence[Factor], safety: float, eps: float) -> list[Tensor]:
+def through_gram(
+    xs: Sequence[Tensor], factors: Sequence[Factor], safety: float, eps: float, damping: float = 0.0
+) -> list[Tensor]:
     """Replace each X by f(R) X with R = X X^T, once for every f of `factors`, over all matrices at once.
 
     The first R is divided by safety^2 |R|_F. That bounds the largest eigenvalue more tightly than |X|_F^2 does, and
-    costs nothing.
+    costs nothing. So does `damping`, which takes damping X / |X|_F off the result: the trace of R is |X|_F^2. It is for
+    a single factor.
 
     Shapes   xs: stacks (batch, fan_out, fan_in) of one shorter side, float32 or float64 -> same
     """
     xs, r, norm = _first_grams(xs, eps)
+    trace = r.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) if damping else None
     norm = torch.where(norm > 0, norm * safety**2, 1.0)
     q = factors[0](r.div_(norm)).mul_(norm.rsqrt())
+    if trace is not None:
+        q.diagonal(dim1=-2, dim2=-1).sub_(torch.where(trace > 0, damping * trace.rsqrt(), 0.0))
     xs = _apply_each(q, xs)
     for factor in factors[1:]:
         xs = _apply_each(factor(_grams(xs)), xs)

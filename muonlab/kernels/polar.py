@@ -17,7 +17,7 @@ from muonlab.kernels.coefficients import (
     coefficients_for,
 )
 from muonlab.kernels.gram import gram_factors, through_gram
-from muonlab.kernels.newton_schulz import newton_schulz
+from muonlab.kernels.newton_schulz import newton_schulz, normalise
 from muonlab.kernels.rational import POLES, rational_factor
 from muonlab.kernels.routes import DTYPES, METHODS, Route, refuse_tf32, resolve
 
@@ -46,6 +46,7 @@ def polar(
     num_poles: int = 3,
     dtype: torch.dtype | None = None,
     eps: float = 1e-7,
+    damping: float = 0.0,
 ) -> Tensor:
     """Push the singular values of each matrix towards 1, keeping its singular vectors.
 
@@ -55,6 +56,8 @@ def polar(
              rational       the best rational function with `num_poles` poles; norm = sqrt(|x x^T|_F)
              exact          1 on S > 0, by SVD
              auto           one of these by shape and device: see `resolve`
+             `damping` then lowers f(s) by damping s, where s = S / |x|_F: a matrix of rank 1 ends at 1 - damping, one
+             whose singular values are alike hardly notices
     Shapes   x (..., fan_out, fan_in), any float dtype -> same shape and dtype; `dtype` is the one it is computed in,
              None the method's own: bfloat16, float32, float32 and (always) float64
     Units    singular values are near 1, whatever the scale of x, from 1e-30 to 1e30; zero stays zero
@@ -75,7 +78,8 @@ def polar(
     >>> [round(value, 2) for value in polar(x, method="rational").diagonal().tolist()]
     [0.95, -1.03]
     """
-    return polar_each([x], method=method, coefficients=coefficients, num_poles=num_poles, dtype=dtype, eps=eps)[0]
+    arguments = {"coefficients": coefficients, "num_poles": num_poles, "dtype": dtype, "eps": eps, "damping": damping}
+    return polar_each([x], method=method, **arguments)[0]
 
 
 def polar_each(
@@ -86,6 +90,7 @@ def polar_each(
     num_poles: int = 3,
     dtype: torch.dtype | None = None,
     eps: float = 1e-7,
+    damping: float = 0.0,
 ) -> list[Tensor]:
     """`polar` of several stacks; those with the same shorter side share the work that depends on it alone.
 
@@ -98,18 +103,26 @@ def polar_each(
         route = _route(x, method, coefficients, num_poles, dtype)
         if x.numel() == 0:
             results[index] = torch.zeros_like(x)
-        elif route.method == "exact":
-            results[index] = _exact(x).to(x.dtype)
-        elif route.method == "newton_schulz":
-            flat = newton_schulz(x.reshape(-1, *x.shape[-2:]), route.coefficients, route.dtype, eps)
-            results[index] = flat.reshape(x.shape).to(x.dtype)
+        elif route.method in ("exact", "newton_schulz"):
+            flat = x.reshape(-1, *x.shape[-2:])
+            schedule = route.coefficients
+            o = _exact(flat) if schedule is None else newton_schulz(flat, schedule, route.dtype, eps)
+            results[index] = _damped(o, flat, damping, eps).reshape(x.shape).to(x.dtype)
         else:
             shared[route, min(x.shape[-2:]), x.device].append(index)
     for (route, _, _), indices in shared.items():
         stacks = [xs[index].reshape(-1, *xs[index].shape[-2:]).to(route.dtype) for index in indices]
-        for index, flat in zip(indices, _in_gram_space(stacks, route, eps), strict=True):
+        for index, flat in zip(indices, _in_gram_space(stacks, route, eps, damping), strict=True):
             results[index] = flat.reshape(xs[index].shape).to(xs[index].dtype)
     return results
+
+
+def _damped(o: Tensor, x: Tensor, damping: float, eps: float) -> Tensor:
+    """o - damping x / |x|_F."""
+    if not damping:
+        return o
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return o.sub(normalise(x.to(wide), eps).to(o.dtype), alpha=damping)
 
 
 def _route(x: Tensor, method: str, coefficients: Coefficients, num_poles: int, dtype: torch.dtype | None) -> Route:
@@ -131,11 +144,12 @@ def _route(x: Tensor, method: str, coefficients: Coefficients, num_poles: int, d
     return route
 
 
-def _in_gram_space(stacks: list[Tensor], route: Route, eps: float) -> list[Tensor]:
+def _in_gram_space(stacks: list[Tensor], route: Route, eps: float, damping: float) -> list[Tensor]:
     if route.method == "rational":
-        return through_gram(stacks, [partial(rational_factor, poles=POLES[route.num_poles])], 1.0, eps)
+        return through_gram(stacks, [partial(rational_factor, poles=POLES[route.num_poles])], 1.0, eps, damping)
     factors = gram_factors(route.coefficients, route.dtype)
-    return through_gram(stacks, factors, route.coefficients.safety, eps)
+    os = through_gram(stacks, factors, route.coefficients.safety, eps)
+    return [_damped(o, x, damping, eps) for o, x in zip(os, stacks, strict=True)]
 
 
 def _exact(x: Tensor) -> Tensor:

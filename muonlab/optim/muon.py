@@ -46,6 +46,12 @@ def _check_dtype(value: Any) -> Any:
     return value if value is None else choice("polar_dtype", tuple(DTYPES))(value)
 
 
+def _check_damping(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"damping must be a number from 0 to less than 1, got {value!r}")
+    return float(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MuonRule(Rule):
     """Momentum whose singular values are pushed to 1: steepest descent under the spectral norm.
@@ -87,6 +93,7 @@ class MuonRule(Rule):
     polar: str = hp("newton_schulz", check=choice("polar method", METHODS), keyword=True)
     num_poles: int = hp(3, kind=int, low=1, high=4, keyword=True)
     polar_dtype: str | None = hp(None, check=_check_dtype, keyword=True)
+    damping: float = hp(0.0, check=_check_damping, keyword=True)
 
     def validate(self) -> None:
         arguments = {
@@ -115,7 +122,7 @@ class MuonRule(Rule):
         return self.local_each([g], [w], [state], t)[0]
 
     def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
-        return polar_each(us, **self._polar, eps=self.eps)
+        return polar_each(us, **self._polar, eps=self.eps, damping=self.damping)
 
     def matrix(self, u: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         return self.matrix_each([u], [state], t)[0]
@@ -124,9 +131,10 @@ class MuonRule(Rule):
         return update_scale(*shape[-2:], self.adjust_lr_fn)
 
     def describe_polar(self, shape: tuple[int, ...] | None = None, device_type: str = "cpu") -> str:
-        if self.polar == "auto" and shape is None:
-            return "auto"
-        return resolve(*(shape or (1, 1))[-2:], **self._polar, device_type=device_type).describe()
+        method = "auto"
+        if self.polar != "auto" or shape is not None:
+            method = resolve(*(shape or (1, 1))[-2:], **self._polar, device_type=device_type).describe()
+        return f"{method}:damping={self.damping:g}" if self.damping else method
 
 
 class Muon(Engine):

@@ -216,6 +216,18 @@ def test_it_is_deterministic_and_changes_no_setting(method: str) -> None:
     assert before == after
 
 
+@every_method
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_damping_lowers_the_response_by_a_share_of_the_normalised_singular_value(method: str, scale: float) -> None:
+    arguments = ONE_EACH[method]
+    xs = [gaussian(6, 9, seed=1), torch.ones(4, 3), torch.zeros(3, 3), gaussian(40, 12, seed=2)]
+    xs = [x.float() for x in xs]
+    damped = polar_each([x * scale for x in xs], damping=0.5, **arguments)
+    for x, plain, found in zip(xs, polar_each(xs, **arguments), damped, strict=True):
+        expected = plain - 0.5 * x / x.norm() if x.any() else torch.zeros_like(x)
+        torch.testing.assert_close(found, expected, atol=3e-5, rtol=0)
+
+
 @pytest.mark.parametrize("shape", [(6, 6), (12, 5), (5, 12), (1, 7), (7, 1), (1, 1)])
 def test_iteration_is_the_polynomial_of_the_singular_values(shape: tuple[int, int]) -> None:
     x = gaussian(*shape, dtype=torch.float64)
