@@ -57,7 +57,7 @@ def polar(
              exact          1 on S > 0, by SVD
              auto           one of these by shape and device: see `resolve`
              `damping` then lowers f(s) by damping s, where s = S / |x|_F: a matrix of rank 1 ends at 1 - damping, one
-             whose singular values are alike hardly notices
+             whose singular values are alike hardly notices. auto brings its own
     Shapes   x (..., fan_out, fan_in), any float dtype -> same shape and dtype; `dtype` is the one it is computed in,
              None the method's own: bfloat16, float32, float32 and (always) float64
     Units    singular values are near 1, whatever the scale of x, from 1e-30 to 1e30; zero stays zero
@@ -100,19 +100,19 @@ def polar_each(
     results: list[Tensor | None] = [None] * len(xs)
     shared: dict[tuple, list[int]] = defaultdict(list)
     for index, x in enumerate(xs):
-        route = _route(x, method, coefficients, num_poles, dtype)
+        route = _route(x, method, coefficients, num_poles, dtype, damping)
         if x.numel() == 0:
             results[index] = torch.zeros_like(x)
         elif route.method in ("exact", "newton_schulz"):
             flat = x.reshape(-1, *x.shape[-2:])
             schedule = route.coefficients
             o = _exact(flat) if schedule is None else newton_schulz(flat, schedule, route.dtype, eps)
-            results[index] = _damped(o, flat, damping, eps).reshape(x.shape).to(x.dtype)
+            results[index] = _damped(o, flat, route.damping, eps).reshape(x.shape).to(x.dtype)
         else:
             shared[route, min(x.shape[-2:]), x.device].append(index)
     for (route, _, _), indices in shared.items():
         stacks = [xs[index].reshape(-1, *xs[index].shape[-2:]).to(route.dtype) for index in indices]
-        for index, flat in zip(indices, _in_gram_space(stacks, route, eps, damping), strict=True):
+        for index, flat in zip(indices, _in_gram_space(stacks, route, eps), strict=True):
             results[index] = flat.reshape(xs[index].shape).to(xs[index].dtype)
     return results
 
@@ -125,7 +125,9 @@ def _damped(o: Tensor, x: Tensor, damping: float, eps: float) -> Tensor:
     return o.sub(normalise(x.to(wide), eps).to(o.dtype), alpha=damping)
 
 
-def _route(x: Tensor, method: str, coefficients: Coefficients, num_poles: int, dtype: torch.dtype | None) -> Route:
+def _route(
+    x: Tensor, method: str, coefficients: Coefficients, num_poles: int, dtype: torch.dtype | None, damping: float
+) -> Route:
     if x.ndim < 2:
         raise ValueError(f"polar needs a matrix or a batch of matrices, got shape {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -136,6 +138,7 @@ def _route(x: Tensor, method: str, coefficients: Coefficients, num_poles: int, d
         coefficients=coefficients,
         num_poles=num_poles,
         dtype=dtype,
+        damping=damping,
         device_type=x.device.type,
     )
     refuse_tf32(route, x.device.type)
@@ -144,12 +147,12 @@ def _route(x: Tensor, method: str, coefficients: Coefficients, num_poles: int, d
     return route
 
 
-def _in_gram_space(stacks: list[Tensor], route: Route, eps: float, damping: float) -> list[Tensor]:
+def _in_gram_space(stacks: list[Tensor], route: Route, eps: float) -> list[Tensor]:
     if route.method == "rational":
-        return through_gram(stacks, [partial(rational_factor, poles=POLES[route.num_poles])], 1.0, eps, damping)
+        return through_gram(stacks, [partial(rational_factor, poles=POLES[route.num_poles])], 1.0, eps, route.damping)
     factors = gram_factors(route.coefficients, route.dtype)
     os = through_gram(stacks, factors, route.coefficients.safety, eps)
-    return [_damped(o, x, damping, eps) for o, x in zip(os, stacks, strict=True)]
+    return [_damped(o, x, route.damping, eps) for o, x in zip(os, stacks, strict=True)]
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Which method computes a polar factor: what was asked for, made definite, and the committed table behind "auto"."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,9 @@ OWN_DTYPES = {
     "rational": torch.float32,
     "exact": torch.float64,
 }
+AUTO_DAMPING = (
+    0.5  # of the routes in the table: without it they train worse than Jordan's steps, docs/response_curve.md
+)
 TABLE = json.loads((Path(__file__).parent / "routes.json").read_text())
 
 
@@ -30,12 +33,15 @@ class Route:
     'newton_schulz:jordan:5:bfloat16'
     >>> Route.parse("rational:3:float32").num_poles
     3
+    >>> Route("exact", None, None, torch.float64, damping=0.5).describe()
+    'exact:float64:damping=0.5'
     """
 
     method: str
     coefficients: Coefficients | None
     num_poles: int | None
     dtype: torch.dtype
+    damping: float = 0.0
 
     def describe(self) -> str:
         parts = [self.method]
@@ -43,11 +49,12 @@ class Route:
             parts += [self.coefficients.name, str(self.coefficients.num_steps)]
         if self.num_poles is not None:
             parts.append(str(self.num_poles))
-        return ":".join([*parts, str(self.dtype).removeprefix("torch.")])
+        parts.append(str(self.dtype).removeprefix("torch."))
+        return ":".join([*parts, f"damping={self.damping:g}"] if self.damping else parts)
 
     @classmethod
     def parse(cls, description: str) -> "Route":
-        """The inverse of `describe`, for the coefficients that have a name."""
+        """The inverse of `describe` without damping, for the coefficients that have a name."""
         method, *parts, dtype = description.split(":")
         coefficients = COEFFICIENTS[parts[0]] if len(parts) == 2 else None
         num_poles = int(parts[0]) if len(parts) == 1 else None
@@ -62,6 +69,7 @@ def resolve(
     coefficients: Coefficients = JORDAN,
     num_poles: int = 3,
     dtype: torch.dtype | None = None,
+    damping: float = 0.0,
     device_type: str = "cpu",
 ) -> Route:
     """What `polar` computes for a matrix of that shape.
@@ -69,13 +77,15 @@ def resolve(
     "auto" reads a committed table by device type and shorter side, which is what stacks must have in common to share
     work: never a timing on the spot, never the number of matrices that happen to be there. A row holds what
     benchmarks/polar.py found fastest among the routes that are, on every spectrum tried, at least as close to
-    orthogonal as five Jordan steps in bfloat16. Nothing was timed on an accelerator: there, as on any device type
-    without rows, it is "newton_schulz" with the `coefficients` given.
+    orthogonal as five Jordan steps in bfloat16; with the damping that lets them train as well. Nothing was timed on an
+    accelerator: there, as on any device type without rows, it is "newton_schulz" with the `coefficients` given.
 
-    Raises   ValueError for what no method computes, or a dtype beside "auto"
+    Raises   ValueError for what no method computes, or a dtype or damping beside "auto"
 
     >>> resolve(768, 3072, method="rational", num_poles=2).describe()
     'rational:2:float32'
+    >>> resolve(768, 3072, method="auto").describe()
+    'rational:2:float32:damping=0.5'
     >>> resolve(768, 3072, method="auto", device_type="cuda").describe()
     'newton_schulz:jordan:5:bfloat16'
     """
@@ -84,11 +94,11 @@ def resolve(
     if dtype is not None and dtype not in DTYPES.values():
         raise ValueError(f"polar computes in one of {', '.join(DTYPES)}, not {dtype}")
     if method == "auto":
-        if dtype is not None:
-            raise ValueError('polar method "auto" brings its own dtype: leave dtype out, or name the method')
+        if dtype is not None or damping:
+            raise ValueError('polar method "auto" brings its own dtype and damping: leave them out, or name the method')
         for row in TABLE.get(device_type, ()):
             if row["short_max"] is None or min(fan_out, fan_in) <= row["short_max"]:
-                return Route.parse(row["route"])
+                return replace(Route.parse(row["route"]), damping=AUTO_DAMPING)
         method = "newton_schulz"
     if method == "rational" and num_poles not in range(1, MAX_POLES + 1):
         raise ValueError(f"num_poles must be 1 to {MAX_POLES}, got {num_poles}")
@@ -96,7 +106,7 @@ def resolve(
         raise ValueError(f"polar method {method!r} squares the condition number: use dtype float32 or float64")
     dtype = OWN_DTYPES[method] if dtype is None or method == "exact" else dtype
     schedule = coefficients if method in ("newton_schulz", "gram") else None
-    return Route(method, schedule, num_poles if method == "rational" else None, dtype)
+    return Route(method, schedule, num_poles if method == "rational" else None, dtype, damping)
 
 
 def refuse_tf32(route: Route, device_type: str) -> None:

@@ -88,7 +88,7 @@ class Library:
 MUON = "lr weight_decay momentum nesterov ns_coefficients eps ns_steps adjust_lr_fn"
 ADAMW = "lr betas eps weight_decay"
 PLAIN = {"decay": "decoupled", "maximize": False}  # what a library does that offers nothing else
-EMA = {"momentum_form": "ema"}  # every momentum is read into this form
+USUAL = {"momentum_form": "ema", "damping": 0.0}  # every momentum is read into this form; nobody else damps
 SCALES = _same("original match_rms_adamw")
 SPECTRAL = {"match_rms_adamw": "rms_norm", "spectral": "spectral_norm"}
 DECAYS = {"decoupled": True, "coupled": False}
@@ -103,7 +103,7 @@ MUONLAB = Library(
     own=True,
     dialects={
         "muon": Dialect(
-            settings=_same(f"{MUON} decay maximize momentum_form"),
+            settings=_same(f"{MUON} decay maximize momentum_form damping"),
             state=MOMENTUM,
             fixed={"split_sizes": None, "num_heads": None, "transposed": False},
             ignored=(*SWITCHES, "polar", "num_poles", "polar_dtype"),
@@ -119,7 +119,11 @@ TORCH = Library(
     separate=True,
     dialects={
         "muon": Dialect(
-            settings=_same(MUON), state=MOMENTUM, values={"adjust_lr_fn": SCALES}, always=PLAIN | EMA, schedule="triple"
+            settings=_same(MUON),
+            state=MOMENTUM,
+            values={"adjust_lr_fn": SCALES},
+            always=PLAIN | USUAL,
+            schedule="triple",
         ),
         "adamw": Dialect(
             settings=_same(f"{ADAMW} maximize"),
@@ -142,7 +146,7 @@ KELLER_JORDAN = Library(
             state=MOMENTUM,
             always={
                 **PLAIN,
-                **EMA,
+                **USUAL,
                 "nesterov": True,
                 "ns_coefficients": JORDAN.steps[0],
                 "ns_steps": JORDAN.num_steps,
@@ -165,7 +169,7 @@ PYTORCH_OPTIMIZER = Library(
             | {"ns_coefficients": "ns_coeffs", "adjust_lr_fn": "use_adjusted_lr", "decay": "weight_decouple"},
             state=MOMENTUM,
             values={"adjust_lr_fn": {"original": False, "match_rms_adamw": True}, "decay": DECAYS},
-            always=EMA,
+            always=USUAL,
             outside=("eps", "maximize"),
             fixed={"cautious": False},
             manner={"ns_method": "newton_schulz", "ns_reset_steps": (2,), "foreach": None},
@@ -191,7 +195,7 @@ GRAM_NEWTON_SCHULZ = Library(
             settings=_same("lr weight_decay momentum nesterov") | {"adjust_lr_fn": "adjust_lr"},
             state={"momentum_buffer": "momentum"},
             values={"adjust_lr_fn": SPECTRAL},
-            always=PLAIN | EMA,
+            always=PLAIN | USUAL,
             outside=("ns_coefficients", "ns_steps", "eps"),
             fixed={"param_split_fn": None, "param_recombine_fn": None},
         ),
@@ -212,7 +216,7 @@ DION = Library(
             | {"momentum": "mu", "eps": "epsilon", "adjust_lr_fn": "adjust_lr"},
             state={"momentum_buffer": "momentum"},
             values={"adjust_lr_fn": SPECTRAL},
-            always=PLAIN | EMA,
+            always=PLAIN | USUAL,
             outside=("ns_coefficients", "ns_steps"),
             fixed={"cautious_wd": False, "num_heads": None, "split_sizes": None},
             manner={"flatten": False, "beta1": 0.9, "beta2": 0.95},

@@ -101,6 +101,7 @@ class MuonRule(Rule):
             "coefficients": coefficients_for(self.ns_coefficients, self.ns_steps),
             "num_poles": self.num_poles,
             "dtype": None if self.polar_dtype is None else DTYPES[self.polar_dtype],
+            "damping": self.damping,
         }
         resolve(1, 1, **arguments, device_type="cpu")
         object.__setattr__(self, "_polar", arguments)
@@ -122,7 +123,7 @@ class MuonRule(Rule):
         return self.local_each([g], [w], [state], t)[0]
 
     def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
-        return polar_each(us, **self._polar, eps=self.eps, damping=self.damping)
+        return polar_each(us, **self._polar, eps=self.eps)
 
     def matrix(self, u: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         return self.matrix_each([u], [state], t)[0]
@@ -131,10 +132,9 @@ class MuonRule(Rule):
         return update_scale(*shape[-2:], self.adjust_lr_fn)
 
     def describe_polar(self, shape: tuple[int, ...] | None = None, device_type: str = "cpu") -> str:
-        method = "auto"
-        if self.polar != "auto" or shape is not None:
-            method = resolve(*(shape or (1, 1))[-2:], **self._polar, device_type=device_type).describe()
-        return f"{method}:damping={self.damping:g}" if self.damping else method
+        if self.polar == "auto" and shape is None:
+            return "auto"
+        return resolve(*(shape or (1, 1))[-2:], **self._polar, device_type=device_type).describe()
 
 
 class Muon(Engine):
