@@ -144,7 +144,8 @@ def coefficients_for(ns_coefficients: "str | Triple | tuple[Triple, ...]", ns_st
         name = JORDAN.name if ns_coefficients == JORDAN.steps[0] else name
         return Coefficients(name=name, steps=(ns_coefficients,) * ns_steps)
     if len(ns_coefficients) != ns_steps:
-        raise ValueError(f"ns_coefficients is a schedule of {len(ns_coefficients)} steps, but ns_steps={ns_steps}")
+        length = len(ns_coefficients)
+        raise ValueError(f"ns_coefficients is a schedule of {length} steps, not {ns_steps}: set ns_steps={length}")
     return Coefficients(
         name=";".join(",".join(f"{value:.12g}" for value in step) for step in ns_coefficients), steps=ns_coefficients
     )

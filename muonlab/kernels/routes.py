@@ -95,7 +95,7 @@ def resolve(
         raise ValueError(f"polar computes in one of {', '.join(DTYPES)}, not {dtype}")
     if method == "auto":
         if dtype is not None or damping:
-            raise ValueError('polar method "auto" brings its own dtype and damping: leave them out, or name the method')
+            raise ValueError('polar method "auto" brings its own dtype and damping: set neither, or name the method')
         for row in TABLE.get(device_type, ()):
             if row["short_max"] is None or min(fan_out, fan_in) <= row["short_max"]:
                 return replace(Route.parse(row["route"]), damping=AUTO_DAMPING)

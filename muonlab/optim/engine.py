@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from muonlab.errors import unknown
 from muonlab.optim.blocks import blocks_of
 from muonlab.optim.compiled import CompiledUpdate, guarded_update
 from muonlab.optim.groups import (
@@ -18,6 +19,7 @@ from muonlab.optim.groups import (
     SPLITS,
     adopt_group,
     check_flags,
+    check_order,
     complete_group,
     needs_routing,
     refuse_unsupported,
@@ -75,6 +77,9 @@ class Engine(torch.optim.Optimizer):
         cls.__signature__ = signature_of(cls.rule, cls.companion)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        unknown_names = [name for name in kwargs if name not in type(self).__signature__.parameters]
+        if unknown_names:
+            raise TypeError(str(unknown(f"argument of {type(self).__name__}", unknown_names[0], _arguments_of(self))))
         bound = type(self).__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
         settings = dict(bound.arguments)
@@ -91,6 +96,8 @@ class Engine(torch.optim.Optimizer):
         self._fresh()
         if isinstance(params, set | frozenset | Mapping):
             raise TypeError(f"params must be an ordered iterable of tensors or groups, got {type(params).__name__}")
+        if params is None or isinstance(params, type | torch.optim.Optimizer):
+            raise TypeError(f"params must be a module, or an iterable of tensors or groups, got {params!r:.60}")
         if roles is not None or splits or isinstance(params, nn.Module):
             params, self._reasons = routed_groups(params, roles, self.rule, **splits)
         super().__init__(params, settings)
@@ -242,7 +249,13 @@ class Engine(torch.optim.Optimizer):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch; float32 state of half-precision parameters keeps its dtype, where torch rounds it."""
+        """As in torch; float32 state of half-precision parameters keeps its dtype, where torch rounds it.
+
+        Raises   ValueError for what is no state dict of this optimizer, before anything changes
+        """
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+            raise ValueError("not the state dict of an optimizer: it needs the keys 'state' and 'param_groups'")
+        check_order(state_dict["param_groups"], self.param_groups)
         self._settle(wait=True)
         seen: list[dict[str, Any]] = [state_dict]
         hook = self.register_load_state_dict_pre_hook(lambda _, found: seen.append(found))
@@ -294,6 +307,10 @@ class Engine(torch.optim.Optimizer):
         See `muonlab.optim.inspection.diagnostics_of` for the quantities and their units.
         """
         return diagnostics_of([(self._rule(group).from_group(group), group) for group in self.param_groups], self.state)
+
+
+def _arguments_of(optimizer: Engine) -> list[str]:
+    return list(type(optimizer).__signature__.parameters)
 
 
 def is_fixed(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Param groups: which rule a group belongs to, which keys it may have, and their defaults."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from muonlab.errors import UsageError, unknown
 from muonlab.optim.blocks import blocks_of, check_split
-from muonlab.optim.routing import FUSED_HINT, UNNAMED, match_names, route
+from muonlab.optim.routing import FUSED_HINT, UNNAMED, match_names, route, unwrapped
 from muonlab.optim.rule import Rule, declarations
 from muonlab.roles import Role
 
@@ -19,6 +19,7 @@ __all__ = [
     "SPLITS",
     "adopt_group",
     "check_flags",
+    "check_order",
     "complete_group",
     "needs_routing",
     "refuse_unsupported",
@@ -83,8 +84,13 @@ def resolve_algorithm(group: dict[str, Any], rule: type[Rule], companion: type[R
     claimed = group.get("algorithm")
     for alias in ALIASES:
         if alias in group and companion is not None:
-            main = bool(group.pop(alias)) == (alias == "use_muon")
-            claimed = claimed or (rule.name if main else companion.name)
+            flag = group.pop(alias)
+            if not isinstance(flag, bool | int):
+                raise TypeError(f"{alias} must be True or False, got {flag!r}")
+            said = rule.name if bool(flag) == (alias == "use_muon") else companion.name
+            if claimed not in (None, said):
+                raise ValueError(f"a param group says {alias}={flag} and algorithm={claimed!r}: leave one of them out")
+            claimed = said
     if claimed is not None and claimed not in valid:
         raise unknown("algorithm of a param group", claimed, valid)
     if claimed is not None:
@@ -108,16 +114,7 @@ def complete_group(
         group["role"] = str(group["role"])
     group["algorithm"] = resolve_algorithm(group, rule, companion)
     mine = rule if group["algorithm"] == rule.name else companion
-    allowed = {
-        *declarations(mine),
-        *SHARED,
-        *SCHEDULER_KEYS,
-        *NOTES,
-        *((*SPLITS, "transposed") if mine.is_matrix_rule() else ()),
-    }
-    for key in group:
-        if key not in allowed:
-            raise unknown("key of a param group", key, allowed)
+    refuse_unknown(group, mine)
     refuse_unsupported(group, mine)
     undecayed = group.get("role") == Role.VECTOR
     for key, value in _defaults_for(mine, rule, group, defaults).items():
@@ -165,9 +162,35 @@ def check_flags(settings: Mapping[str, Any]) -> None:
         for name, value in (("lr", settings["lr"]), ("betas[0]", betas[0])):
             if isinstance(value, Tensor):
                 raise ValueError(f"{name} as a Tensor is not supported for capturable=False and foreach=True")
+    if not isinstance(settings.get("skip_nonfinite", True), bool):
+        raise TypeError(f"skip_nonfinite must be True or False, got {settings['skip_nonfinite']!r}")
     compiled = settings.get("compile", False)
     if not isinstance(compiled, bool | str):
         raise TypeError(f"compile must be True, False or the name of a torch.compile backend, got {compiled!r}")
+
+
+def check_order(loaded: Sequence[Mapping[str, Any]], current: Sequence[Mapping[str, Any]]) -> None:
+    """State goes by position, as in torch; where both sides name the same parameters, the positions must agree.
+
+    Raises   ValueError for the same names in another order
+    """
+    theirs, ours = (
+        [unwrapped(n) for group in groups for n in group.get("param_names") or ()] for groups in (loaded, current)
+    )
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        at = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+        raise ValueError(
+            "the state dict has the same parameters in another order: "
+            f"its number {at} is {theirs[at]}, here it is {ours[at]}"
+        )
+
+
+def refuse_unknown(group: Mapping[str, Any], rule: type[Rule]) -> None:
+    splits = (*SPLITS, "transposed") if rule.is_matrix_rule() else ()
+    allowed = {*declarations(rule), *SHARED, *SCHEDULER_KEYS, *NOTES, *splits}
+    for key in group:
+        if key not in allowed:
+            raise unknown(f"key of a param group of {rule.name}", key, allowed)
 
 
 def refuse_unsupported(settings: Mapping[str, Any], rule: type[Rule]) -> None:
@@ -211,6 +234,8 @@ def adopt_group(
     if loaded.setdefault("algorithm", expected) != expected:
         raise ValueError(f"loaded param group is for {loaded['algorithm']}, this one for {expected}")
     mine = rule if expected == rule.name else companion
+    strays = set().union(*(declarations(each) for each in (rule, companion) if each))  # schedulers write into any group
+    refuse_unknown({key: value for key, value in loaded.items() if key not in strays}, mine)
     for key, value in {**(current or {**FLAGS, **rule_defaults(mine)}), **mine.unsaid}.items():
         if key != "params":
             loaded.setdefault(key, value)

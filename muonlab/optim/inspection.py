@@ -1,7 +1,7 @@
 """What an optimizer does, for people: the table of who gets which rule, and the health of every matrix."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,22 +20,27 @@ POWER_STEPS = 12
 def explain_table(pairs: Pairs, reasons: Mapping[str, str]) -> str:
     """One line per parameter: name, shape, role, rule, why, and the size of a step."""
     rows = [("parameter", "shape", "role", "rule", "why", "step size")]
-    for rule, group in pairs:
-        for name, p in _named(group):
+    for rule, group, members in _named(pairs):
+        for name, p in members:
             rows.append((name, *_explain(rule, group, reasons.get(name), p)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _named(group: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
-    names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
-    return zip(names, group["params"], strict=True)
+def _named(pairs: Pairs) -> Iterator[tuple[Rule, Mapping[str, Any], list[tuple[str, Tensor]]]]:
+    """Each group with its parameters by name; those without are numbered through all groups."""
+    start = 0
+    for rule, group in pairs:
+        names = group.get("param_names") or [f"parameter {start + i}" for i in range(len(group["params"]))]
+        start += len(group["params"])
+        yield rule, group, list(zip(names, group["params"], strict=True))
 
 
 def _explain(rule: Rule, group: Mapping[str, Any], reason: str | None, p: Tensor) -> tuple[str, ...]:
     default = "an iterable of matrices means in torch: all of them" if rule.is_matrix_rule() else "all of the group"
     why = reason or (f"param group of role {group['role']}" if group.get("role") else default)
+    why += "" if p.requires_grad else "; frozen"
     shape = " x ".join(map(str, p.shape)) or "scalar"
     if not rule.is_matrix_rule():
         return shape, group.get("role") or "-", rule.name, why, f"{rule.lr:.4g} per element"
@@ -69,8 +74,8 @@ def diagnostics_of(pairs: Pairs, state: Mapping[Tensor, Mapping[str, Tensor]]) -
     Source   ours; the bound is |W|_2 <= scale / weight_decay, from lr weight_decay <= 1 and |O|_2 <= 1
     """
     found: dict[str, float] = {}
-    for rule, group in pairs:
-        for name, p in _named(group):
+    for rule, group, members in _named(pairs):
+        for name, p in members:
             momentum = state.get(p, {}).get("momentum_buffer")
             if rule.is_matrix_rule() and momentum is not None and p.numel():
                 measured = [_measure(rule, group, block, p, momentum) for block in blocks_of(p.shape, group)]

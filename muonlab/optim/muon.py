@@ -34,6 +34,8 @@ def _check_coefficients(value: Any) -> Any:
         nested = [tuple(map(float, item)) if isinstance(item, tuple | list) else float(item) for item in value]
     except TypeError:
         raise TypeError(f"ns_coefficients must be (a, b, c), a schedule of such or a name, got {value!r}") from None
+    except ValueError:
+        raise ValueError(f"ns_coefficients must hold numbers, got {value!r}") from None
     return tuple(nested)
 
 
@@ -43,6 +45,8 @@ def _check_scale(value: Any) -> Any:
 
 
 def _check_dtype(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        value = str(value).removeprefix("torch.")
     return value if value is None else choice("polar_dtype", tuple(DTYPES))(value)
 
 
@@ -139,6 +143,12 @@ class MuonRule(Rule):
 
 class Muon(Engine):
     """Drop-in for torch.optim.Muon that also takes a whole model: matrices to Muon, everything else to AdamW.
+
+    `lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn` are torch's. `aux_lr`,
+    `aux_betas`, `aux_eps`, `aux_weight_decay` are AdamW's; None is the value of the main rule, and for the learning
+    rate that is rarely right: AdamW wants some tenths of Muon's, unless `adjust_lr_fn` is "match_rms_adamw". `polar,
+    num_poles, polar_dtype, damping` say how the polar factor is computed, `momentum_form` and `decay` which variant it
+    is, `roles, split_sizes, num_heads` what parameters are, `rounding, skip_nonfinite, compile` how a step is made.
 
     Differs  from torch.optim.Muon: a module, or parameters that are not all matrices, are routed by kind (see
              `explain`); convolutions are flattened; skips a step whose gradients are not finite

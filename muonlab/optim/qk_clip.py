@@ -73,7 +73,9 @@ def register_qk_clip(
     threshold: float = 100.0,
     balance: float = 0.5,
 ) -> RemovableHandle:
-    """Clip these layers after every step of `optimizer`; `remove()` on the handle ends it.
+    """Clip these layers after every step of `optimizer`, also one that was skipped; `remove()` on the handle ends it.
+
+    Raises   ValueError or TypeError at once for layers that cannot be clipped
 
     >>> weight = torch.nn.Parameter(torch.eye(2))
     >>> weight.grad = torch.zeros(2, 2)
@@ -84,6 +86,14 @@ def register_qk_clip(
     >>> weight.diagonal().tolist()
     [0.5, 0.5]
     """
+
+    if not threshold > 0:
+        raise ValueError(f"threshold must be positive, got {threshold}")
+    for layer in layers:
+        if not isinstance(layer, AttentionWeights) or not callable(layer.max_logits):
+            raise TypeError(f"layers must be AttentionWeights whose max_logits can be called, got {layer!r}")
+        logits = torch.zeros(max(layer.num_heads, 0))
+        _check(layer.query, layer.key, logits, layer.num_heads, _num_kv_heads(layer), threshold, balance)
 
     def clip(*_: object) -> None:
         for layer in layers:
@@ -98,6 +108,10 @@ def register_qk_clip(
             )
 
     return optimizer.register_step_post_hook(clip)
+
+
+def _num_kv_heads(layer: AttentionWeights) -> int:
+    return layer.num_heads if layer.num_kv_heads is None else layer.num_kv_heads
 
 
 def _check(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from muonlab.errors import UsageError, unknown
 from muonlab.roles import Role
 
-__all__ = ["FUSED_HINT", "UNNAMED", "Route", "is_vector", "match_names", "route"]
+__all__ = ["FUSED_HINT", "UNNAMED", "Route", "is_vector", "match_names", "route", "unwrapped"]
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
 CONVS = nn.modules.conv._ConvNd
@@ -78,7 +78,7 @@ def is_vector(param: Tensor) -> bool:
 
 
 def _entries(source: object) -> tuple[list[str], list[Tensor]]:
-    items = list(source.named_parameters()) if isinstance(source, nn.Module) else list(source)
+    items = _of_module(source) if isinstance(source, nn.Module) else list(source)
     named = bool(items) and all(isinstance(item, tuple) for item in items)
     names = [item[0] for item in items] if named else [f"{UNNAMED}{i}" for i in range(len(items))]
     params = [item[1] for item in items] if named else items
@@ -96,6 +96,16 @@ def _entries(source: object) -> tuple[list[str], list[Tensor]]:
     return [n for n in names if n in kept], [p for n, p in zip(names, params, strict=True) if n in kept]
 
 
+def _of_module(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Its parameters under the names that they have without wrappers: torch.compile's, and data parallelism's."""
+    prefix = "module." if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else ""
+    return [(unwrapped(name.removeprefix(prefix)), param) for name, param in model.named_parameters()]
+
+
+def unwrapped(name: str) -> str:
+    return name.replace("_orig_mod.", "")
+
+
 def match_names(what: str, patterns: Mapping[str, Any], names: list[str]) -> dict[str, tuple[Any, str]]:
     """Value and pattern of every parameter that is named, exactly or by a glob.
 
@@ -103,7 +113,7 @@ def match_names(what: str, patterns: Mapping[str, Any], names: list[str]) -> dic
 
     Raises   UsageError for a pattern that matches nothing
     """
-    if not isinstance(patterns, Mapping):
+    if not isinstance(patterns, Mapping) or not all(isinstance(pattern, str) for pattern in patterns):
         raise UsageError(f"{what} wants a dictionary from parameter names or globs, got {patterns!r}")
     found: dict[str, tuple[Any, str]] = {}
     for pattern, value in patterns.items():
@@ -117,12 +127,13 @@ def match_names(what: str, patterns: Mapping[str, Any], names: list[str]) -> dic
 
 
 def _match(roles: Mapping[str, Role | str], names: list[str]) -> dict[str, tuple[Role, str]]:
+    matched = match_names("roles", roles, names)
     for value in roles.values():
         if value not in list(Role):
             raise unknown("role", value, [str(role) for role in Role])
     return {
         name: (Role(value), "named in roles" if pattern == name else f"roles: {pattern}")
-        for name, (value, pattern) in match_names("roles", roles, names).items()
+        for name, (value, pattern) in matched.items()
     }
 
 

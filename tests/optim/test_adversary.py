@@ -284,3 +284,70 @@ def test_a_forked_child_can_step() -> None:
         steps(optimizer, params, [1])
         os._exit(0 if all(p.isfinite().all() for p in params) else 3)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_checkpoint_of_the_same_parameters_in_another_order_is_refused() -> None:
+    def optimizer(names: str) -> muonlab.Muon:
+        return muonlab.Muon(nn.ModuleDict({name: nn.Linear(4, 4) for name in names}), roles={"*weight": "hidden"})
+
+    with pytest.raises(ValueError, match=r"another order: its number 0 is a\.weight, here it is b\.weight"):
+        optimizer("bac").load_state_dict(optimizer("abc").state_dict())
+    optimizer("abc").load_state_dict(optimizer("abc").state_dict())
+
+
+def test_a_checkpoint_of_sgd_is_none_of_muon() -> None:
+    w = nn.Parameter(torch.ones(4, 4))
+    w.grad = torch.ones(4, 4)
+    sgd = torch.optim.SGD([w], lr=0.1, momentum=0.9)
+    sgd.step()
+    with pytest.raises(ValueError, match="dampening"):
+        muonlab.Muon([w]).load_state_dict(sgd.state_dict())
+
+
+@pytest.mark.parametrize("state", [{}, None, "x", {"state": {}}, nn.Linear(2, 2).state_dict()])
+def test_what_is_no_state_dict_is_said_in_one_line(state: object) -> None:
+    with pytest.raises(ValueError, match="not the state dict of an optimizer"):
+        muonlab.Muon([nn.Parameter(torch.ones(2, 2))]).load_state_dict(state)
+
+
+def test_names_are_those_without_wrappers() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    compiled = torch.compile(model, backend="eager")
+    assert (
+        muonlab.Muon(compiled, roles={"1.weight": "hidden"}).explain()
+        == muonlab.Muon(model, roles={"1.weight": "hidden"}).explain()
+    )
+
+
+def test_unnamed_parameters_are_numbered_through_all_groups() -> None:
+    a, b = (nn.Parameter(torch.eye(4)) for _ in range(2))
+    optimizer = muonlab.Muon([{"params": [a]}, {"params": [b], "lr": 0.5}])
+    a.grad, b.grad = torch.eye(4), torch.eye(4)
+    optimizer.step()
+    assert {tag.partition("/")[0] for tag in optimizer.diagnostics()} == {"parameter 0", "parameter 1"}
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ({"weight_deacy": 0.1}, "did you mean 'weight_decay'"),
+        ({"skip_nonfinite": "yes"}, "must be True or False"),
+        ({"ns_coefficients": ("a", "b", "c")}, "must hold numbers"),
+        ({"damping": 1.0}, "damping"),
+        ({"polar": "auto", "damping": 0.5}, "brings its own"),
+    ],
+)
+def test_nonsense_is_refused_with_what_to_write(arguments: dict, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        muonlab.Muon([nn.Parameter(torch.ones(2, 2))], **arguments)
+
+
+def test_flags_of_a_group_must_be_flags_and_agree() -> None:
+    w = nn.Parameter(torch.ones(2, 2))
+    for group in ({"use_muon": "no"}, {"use_muon": True, "algorithm": "adamw"}):
+        with pytest.raises((TypeError, ValueError), match="use_muon"):
+            muonlab.Muon([{"params": [w], **group}])
+
+
+def test_a_dtype_of_torch_is_understood() -> None:
+    assert muonlab.Muon([nn.Parameter(torch.ones(2, 2))], polar_dtype=torch.float32).defaults["polar_dtype"]
