@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from muonlab.kernels.coefficients import Coefficients, Triple
-from muonlab.kernels.newton_schulz import SAFE_NORMS, all_within, normalise
+from muonlab.kernels.normalise import SAFE_NORMS, all_within, normalise
 from muonlab.kernels.symmetric import eager_on_cpu, gram, multiply, multiply_add
 
 __all__ = ["Factor", "gram_factors", "through_gram"]

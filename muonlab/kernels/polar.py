@@ -17,7 +17,8 @@ from muonlab.kernels.coefficients import (
     coefficients_for,
 )
 from muonlab.kernels.gram import gram_factors, through_gram
-from muonlab.kernels.newton_schulz import newton_schulz, normalise
+from muonlab.kernels.newton_schulz import newton_schulz
+from muonlab.kernels.normalise import normalise
 from muonlab.kernels.rational import POLES, rational_factor
 from muonlab.kernels.routes import DTYPES, METHODS, Route, refuse_tf32, resolve
 

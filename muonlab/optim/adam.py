@@ -1,4 +1,4 @@
-"""AdamW: the baseline, and the companion of every rule that only handles matrices."""
+"""AdamW, the baseline and the companion of every rule that only handles matrices, and what is made of its moments."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,31 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from muonlab.kernels.moments import bias_correction, ema_, ema_square_
+from muonlab.kernels.moments import adam_direction, adam_root, bias_correction, ema_, ema_square_
 from muonlab.optim.engine import Engine
-from muonlab.optim.hyperparameter import hp
+from muonlab.optim.hyperparameter import betas_hp, optional_number, eps_hp, hp, lr_hp, weight_decay_hp
 from muonlab.optim.rule import Rule, StateField
 
-__all__ = ["AdamW", "AdamWRule"]
+__all__ = [
+    "ADOPT",
+    "ADOPTRule",
+    "AdEMAMix",
+    "AdEMAMixRule",
+    "AdamMini",
+    "AdamMiniRule",
+    "AdamW",
+    "AdamWRule",
+    "CautiousAdamW",
+    "CautiousAdamWRule",
+    "NAdamW",
+    "NAdamWRule",
+]
 
-WEN = "Wen et al. 2025 (2509.02046), phase I"
+GRID = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+UNIT = "change per element"
+WIDE = (0.8, 0.9, 0.95, 0.98)
+LIKE_ADAMW = "the grid of AdamW"
+MOMENTS = {"exp_avg": StateField("param"), "exp_avg_sq": StateField("param")}
 
 
 def fused_adamw_(
@@ -63,35 +80,18 @@ class AdamWRule(Rule):
     name: ClassVar[str] = "adamw"
     numerics_version: ClassVar[str] = "1"
     source: ClassVar[str] = "Loshchilov & Hutter 2019 (1711.05101)"
-    state: ClassVar[Mapping[str, StateField]] = {"exp_avg": StateField("param"), "exp_avg_sq": StateField("param")}
+    state: ClassVar[Mapping[str, StateField]] = MOMENTS
     unsupported: ClassVar[tuple[str, ...]] = ("amsgrad", "capturable", "differentiable")
     fused = fused_adamw_
 
-    lr: float = hp(
-        1e-3,
-        grid=(0.001, 0.002, 0.004, 0.008, 0.016, 0.032),
-        low=0.0,
-        unit="change per element",
-        source=f"{WEN}, extended downwards by their optima at scale",
-    )
-    betas: tuple[float, float] = hp(
-        (0.9, 0.999),
-        parts=("beta1", "beta2"),
-        grid=((0.9, 0.95, 0.98), (0.9, 0.95, 0.98)),
-        low=0.0,
-        high=1.0,
-        high_closed=False,
-        log=False,
-        source=WEN,
-    )
-    eps: float = hp(1e-8, grid=(1e-25, 1e-20, 1e-15, 1e-10), low=0.0, unit="gradient", source=WEN)
-    weight_decay: float = hp(1e-2, grid=(0.0, 0.1, 0.2), low=0.0, unit="1/lr per step", source=WEN)
+    lr: float = lr_hp(1e-3, GRID, UNIT)
+    betas: tuple[float, float] = betas_hp((0.9, 0.999))
+    eps: float = eps_hp(1e-8)
+    weight_decay: float = weight_decay_hp(1e-2)
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
-        beta1, beta2 = self.betas
-        m, v = ema_(state["exp_avg"], g, beta1), ema_square_(state["exp_avg_sq"], g, beta2)
-        root = v.sqrt().div_(bias_correction(beta2, t) ** 0.5).add_(self.eps)
-        return (m / bias_correction(beta1, t)).div_(root)
+        m, v = ema_(state["exp_avg"], g, self.betas[0]), ema_square_(state["exp_avg_sq"], g, self.betas[1])
+        return adam_direction(m, v, self.betas, t, self.eps)
 
 
 class AdamW(Engine):
@@ -109,3 +109,212 @@ class AdamW(Engine):
     """
 
     rule = AdamWRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class NAdamWRule(Rule):
+    """AdamW with Nesterov's look-ahead.
+
+    Math     m, v as AdamW;  u = (mu_next m / (1 - p mu_next) + (1 - mu) g / (1 - p)) / (sqrt(v') + eps)
+             mu = mu_next = beta1 and p = beta1^t; with `momentum_decay` (psi) given, mu = beta1 (1 - 0.96^(t psi) / 2),
+             mu_next the same at t + 1, and p the product of all mu so far
+    Units    lr is change per element and step
+    Source   Dozat 2016; optax.nadamw; with momentum_decay: torch.optim.NAdam(decoupled_weight_decay=True)
+    Differs  from torch.optim.NAdam: beta1 is constant unless `momentum_decay` is given, as in the published
+             comparisons; torch's default for that is 4e-3
+    """
+
+    name: ClassVar[str] = "nadamw"
+    numerics_version: ClassVar[str] = "1"
+    source: ClassVar[str] = "Dozat 2016, with the decay of Loshchilov & Hutter 2019 (1711.05101)"
+    state: ClassVar[Mapping[str, StateField]] = MOMENTS | {
+        "mu_product": StateField("scalar", start=lambda w, shape: w.new_ones(shape))
+    }
+
+    lr: float = lr_hp(1e-3, GRID, UNIT)
+    betas: tuple[float, float] = betas_hp((0.9, 0.999), WIDE)
+    eps: float = eps_hp(1e-8)
+    weight_decay: float = weight_decay_hp(1e-2)
+    momentum_decay: float | None = hp(None, check=optional_number("momentum_decay"), keyword=True)
+
+    def active_state(self) -> Mapping[str, StateField]:
+        return MOMENTS if self.momentum_decay is None else self.state
+
+    def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
+        beta1, beta2 = self.betas
+        m, v = ema_(state["exp_avg"], g, beta1), ema_square_(state["exp_avg_sq"], g, beta2)
+        if self.momentum_decay is None:
+            mu = ahead = beta1
+            product = beta1**t
+        else:
+            mu, ahead = (beta1 * (1 - 0.5 * 0.96 ** ((t + i) * self.momentum_decay)) for i in (0, 1))
+            product = state["mu_product"].mul_(mu)
+        u = m * (ahead / (1 - product * ahead)) + g * ((1 - mu) / (1 - product))
+        return u.div_(adam_root(v, beta2, t, self.eps))
+
+
+class NAdamW(Engine):
+    """AdamW with Nesterov momentum; see `NAdamWRule`."""
+
+    rule = NAdamWRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class CautiousAdamWRule(Rule):
+    """AdamW that leaves out elements where the averaged and the new gradient disagree, and lengthens the rest.
+
+    Math     u as AdamW, times mask / max(mean(mask), 1e-3), mask = (m g > 0), the mean over the whole parameter
+    Units    lr is change per element and step
+    Source   Liang et al. 2024 (2411.16085), "Cautious Optimizers"; agrees with timm and heavyball
+    """
+
+    name: ClassVar[str] = "cautious"
+    numerics_version: ClassVar[str] = "1"
+    source: ClassVar[str] = "Liang et al. 2024 (2411.16085)"
+    state: ClassVar[Mapping[str, StateField]] = MOMENTS
+    sees: ClassVar[str] = "whole"
+
+    lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
+    betas: tuple[float, float] = betas_hp((0.9, 0.999), source=LIKE_ADAMW)
+    eps: float = eps_hp(1e-8, source=LIKE_ADAMW)
+    weight_decay: float = weight_decay_hp(1e-2, source=LIKE_ADAMW)
+
+    def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
+        m, v = ema_(state["exp_avg"], g, self.betas[0]), ema_square_(state["exp_avg_sq"], g, self.betas[1])
+        mask = (m.signbit() == g.signbit()) & (m != 0) & (g != 0)  # the product m g could underflow
+        share = mask.to(torch.float32).mean().clamp(min=1e-3)
+        return adam_direction(m, v, self.betas, t, self.eps).mul_(mask / share)
+
+
+class CautiousAdamW(Engine):
+    """AdamW whose update is masked where it disagrees with the gradient; see `CautiousAdamWRule`."""
+
+    rule = CautiousAdamWRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamMiniRule(Rule):
+    """AdamW with one second moment for each block of a parameter instead of each element.
+
+    Math     v_block <- ema(mean over the block of g^2, beta2), the rest as AdamW
+    Shapes   a block is a head where `num_heads` says so, else a row (output neuron, token); a vector is one block
+    Units    lr is change per element and step, averaged over a block
+    Source   Zhang et al. 2024 (2406.16793), "Adam-mini: use fewer learning rates to gain more"
+    Differs  from the package adam-mini: the partition comes from roles and `num_heads`, not from patterns of names.
+             Layers stored as (fan_in, fan_out) are partitioned by their rows, which are inputs
+    """
+
+    name: ClassVar[str] = "adam_mini"
+    numerics_version: ClassVar[str] = "1"
+    source: ClassVar[str] = "Zhang et al. 2024 (2406.16793)"
+    state: ClassVar[Mapping[str, StateField]] = {"exp_avg": StateField("param"), "exp_avg_sq": StateField("block")}
+    sees: ClassVar[str] = "rows"
+
+    lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
+    betas: tuple[float, float] = betas_hp((0.9, 0.999), source=LIKE_ADAMW)
+    eps: float = eps_hp(1e-8, source=LIKE_ADAMW)
+    weight_decay: float = weight_decay_hp(1e-2, source=LIKE_ADAMW)
+
+    def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
+        m, v = ema_(state["exp_avg"], g, self.betas[0]), state["exp_avg_sq"]
+        if not g.numel():
+            return torch.zeros_like(g)
+        ema_(v, g.reshape(len(v), -1).to(v.dtype).square().mean(1, keepdim=True), self.betas[1])
+        return adam_direction(m.reshape(len(v), -1), v, self.betas, t, self.eps).reshape(g.shape)
+
+
+class AdamMini(Engine):
+    """AdamW with one second moment per block; see `AdamMiniRule`.
+
+    >>> w = torch.nn.Parameter(torch.zeros(64, 16))
+    >>> w.grad = torch.ones(64, 16)
+    >>> optimizer = AdamMini([w], num_heads={"parameter 0": 4})
+    >>> optimizer.step()
+    >>> optimizer.state[w]["exp_avg_sq"].shape
+    torch.Size([4, 1])
+    """
+
+    rule = AdamMiniRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class ADOPTRule(Rule):
+    """Adam whose second moment excludes the gradient that it scales, so that it converges with any beta2.
+
+    Math     first step: v = g^2, no move;  then m <- ema(clip(g / max(sqrt(v), eps), (t - 1)^(1/4)), beta1), u = m,
+             and v <- ema(g^2, beta2) afterwards
+    Units    lr is change per element and step
+    Source   Taniguchi et al. 2024 (2411.02853), "ADOPT: Modified Adam Can Converge with Any beta2"
+    """
+
+    name: ClassVar[str] = "adopt"
+    numerics_version: ClassVar[str] = "1"
+    source: ClassVar[str] = "Taniguchi et al. 2024 (2411.02853)"
+    state: ClassVar[Mapping[str, StateField]] = MOMENTS
+
+    lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
+    betas: tuple[float, float] = betas_hp((0.9, 0.9999), (0.9, 0.95, 0.98), (0.99, 0.999, 0.9999), source="ours")
+    eps: float = eps_hp(1e-6, ())
+    weight_decay: float = weight_decay_hp(1e-2, source=LIKE_ADAMW)
+
+    def phase_at(self, t: int) -> str:
+        return "first" if t == 1 else ""
+
+    def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        if self.phase == "first":
+            v.copy_(g * g)
+            return torch.zeros_like(g)
+        bound = torch.as_tensor((t - 1) ** 0.25, dtype=g.dtype, device=g.device)
+        ratio = (g / v.sqrt().clamp_(min=self.eps or torch.finfo(v.dtype).tiny)).clamp_(-bound, bound)
+        ema_square_(v, g, self.betas[1])
+        return ema_(m, ratio, self.betas[0]).clone()
+
+
+class ADOPT(Engine):
+    """Adam that converges with any beta2; see `ADOPTRule`."""
+
+    rule = ADOPTRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdEMAMixRule(Rule):
+    """AdamW with a second, much slower average of gradients added to the first.
+
+    Math     m1, v as AdamW;  m2 <- ema(g, beta3);  u = (m1' + alpha m2) / (sqrt(v') + eps)
+             over `mix_warmup_steps` (T) steps alpha grows as t / T, and beta3 from beta1 so that its half-life grows
+             linearly: ln beta3(t) = ln beta1 ln beta3 / ((1 - t / T) ln beta3 + (t / T) ln beta1)
+    Units    lr is change per element and step
+    Source   Pagliardini, Ablin, Grangier 2024 (2409.03137), "The AdEMAMix Optimizer"
+    """
+
+    name: ClassVar[str] = "ademamix"
+    numerics_version: ClassVar[str] = "1"
+    source: ClassVar[str] = "Pagliardini et al. 2024 (2409.03137)"
+    state: ClassVar[Mapping[str, StateField]] = MOMENTS | {"exp_avg_slow": StateField("param")}
+
+    lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
+    betas: tuple[float, float, float] = betas_hp(
+        (0.9, 0.999, 0.9999), (0.9, 0.95, 0.98), (0.95, 0.98, 0.999), (0.99, 0.999, 0.9999), source="ours"
+    )
+    eps: float = eps_hp(1e-8, source=LIKE_ADAMW)
+    weight_decay: float = weight_decay_hp(1e-2, source=LIKE_ADAMW)
+    alpha: float = hp(5.0, grid=(1.0, 2.0, 4.0, 8.0), low=0.0, unit="slow average over fast one", source="ours")
+    mix_warmup_steps: int = hp(0, kind=int, low=0, unit="steps")
+
+    def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
+        beta1, beta2, beta3 = self.betas
+        alpha = self.alpha
+        if self.mix_warmup_steps:
+            done = torch.as_tensor(t / self.mix_warmup_steps, dtype=torch.float64).clamp(max=1.0)
+            fast, slow = (torch.as_tensor(beta, dtype=torch.float64).log() for beta in (beta1, beta3))
+            alpha, beta3 = alpha * done, (fast * slow / ((1 - done) * slow + done * fast)).exp()
+        m, v = ema_(state["exp_avg"], g, beta1), ema_square_(state["exp_avg_sq"], g, beta2)
+        mixed = ema_(state["exp_avg_slow"], g, beta3) * alpha + m / bias_correction(beta1, t)
+        return mixed.div_(adam_root(v, beta2, t, self.eps))
+
+
+class AdEMAMix(Engine):
+    """AdamW with a second, slower average; see `AdEMAMixRule`."""
+
+    rule = AdEMAMixRule

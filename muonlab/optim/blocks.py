@@ -10,7 +10,7 @@ from torch import Tensor
 
 from muonlab.roles import Role
 
-__all__ = ["Block", "blocks_of", "check_split", "matrix_shape"]
+__all__ = ["Block", "blocks_of", "check_split", "matrix_shape", "num_blocks"]
 
 Shape = tuple[int, ...]
 
@@ -90,6 +90,27 @@ def _parts(
     sizes = tuple(split_sizes) if split_sizes else whole[:1]
     heads = (num_heads or 1,) * len(sizes) if not isinstance(num_heads, Sequence) else tuple(num_heads)
     return sizes, heads
+
+
+def num_blocks(shape: Shape, group: Mapping[str, Any]) -> int:
+    """Equal parts of a parameter that share a second moment: heads where `num_heads` names them, else rows.
+
+    A vector is one part.
+
+    Source   Zhang et al. 2024 (2406.16793), "Adam-mini", principle 1 as its section 2.3 uses it
+
+    >>> num_blocks((64, 16), {}), num_blocks((64, 16), {"num_heads": 4}), num_blocks((64,), {})
+    (64, 4, 1)
+    """
+    if group.get("role") == Role.VECTOR or len(shape) < 2:
+        return 1
+    whole = matrix_shape(tuple(shape), group.get("role"))
+    if group.get("num_heads") is None:
+        return math.prod(whole[:-1])
+    sizes, heads = _parts(whole, group.get("split_sizes"), group["num_heads"])
+    if len({size // count for size, count in zip(sizes, heads, strict=True)}) > 1:
+        return math.prod(whole[:-1])
+    return sum(heads)
 
 
 def check_split(shape: Shape, group: Mapping[str, Any], name: str = "a parameter") -> None:

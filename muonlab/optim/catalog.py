@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from muonlab.errors import UsageError, unknown
 from muonlab.optim.adam import AdamW
 from muonlab.optim.engine import Engine
-from muonlab.optim.groups import COMPANION_DEFAULTS, rule_defaults
+from muonlab.optim.groups import rule_defaults
 from muonlab.optim.muon import Muon
 from muonlab.optim.rule import Hyperparameter, declarations
 from muonlab.optim.sgd import SGD
@@ -35,11 +35,7 @@ WEN = "Wen et al. 2025 (2509.02046), phase I"
 LR_RATIO = Hyperparameter(
     "aux.lr_ratio", 0.3, (0.1, 0.2, 0.3, 0.6), low=0.0, unit="aux_lr / lr", source=f"{WEN}; 0.6 is ours"
 )
-COMPANION_GRIDS = {
-    "aux.beta1": ((0.8, 0.9, 0.95, 0.98), WEN),
-    "aux.beta2": ((0.9, 0.95, 0.98), WEN),
-    "aux.eps": ((1e-25, 1e-20, 1e-15, 1e-10), WEN),
-}
+COMPANION_GRIDS = {"aux.beta1": (0.8, 0.9, 0.95, 0.98)}  # where it is not the grid of the companion alone
 
 
 def names() -> tuple[str, ...]:
@@ -74,14 +70,18 @@ def hyperparameters(name: str) -> tuple[Hyperparameter, ...]:
     found = cls.rule.hyperparameters()
     if cls.companion is None:
         return found
-    beta1, beta2 = COMPANION_DEFAULTS["aux_betas"]
-    defaults = {"aux.beta1": beta1, "aux.beta2": beta2, "aux.eps": COMPANION_DEFAULTS["aux_eps"]}
     companion = [
-        replace(h, default=defaults[h.name], grid=COMPANION_GRIDS[h.name][0], source=COMPANION_GRIDS[h.name][1])
+        replace(h, default=_companion_default(cls, h.name), grid=COMPANION_GRIDS.get(h.name, h.grid))
         for h in cls.companion.hyperparameters("aux")
-        if h.name in defaults
+        if h.name not in ("aux.lr", "aux.weight_decay")  # the one by its ratio, the other as the main rule's
     ]
     return (*found, LR_RATIO, *companion)
+
+
+def _companion_default(cls: type[Engine], key: str) -> Any:
+    argument, part = _destinations(cls)[key]
+    default = cls.aux_arguments[argument]
+    return default if part is None else default[part]
 
 
 def space(name: str) -> tuple[Hyperparameter, ...]:
@@ -177,7 +177,7 @@ def _arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         if part is None:
             arguments[field] = value
         else:
-            current = arguments.get(field, COMPANION_DEFAULTS.get(field) or rule_defaults(cls.rule).get(field))
+            current = arguments.get(field, cls.aux_arguments.get(field) or rule_defaults(cls.rule).get(field))
             arguments[field] = tuple(value if i == part else item for i, item in enumerate(current))
     if cls.companion is not None:
         ratio = arguments.pop("aux_lr", LR_RATIO.default)
@@ -195,6 +195,8 @@ def _destinations(cls: type[Engine]) -> dict[str, tuple[str, int | None]]:
     sides = [("opt", "", cls.rule)] + ([("aux", "aux_", cls.companion)] if cls.companion else [])
     for prefix, start, rule in sides:
         for field, declaration in declarations(rule).items():
+            if prefix == "aux" and start + field not in cls.aux_arguments:
+                continue
             for i, part in enumerate(declaration.parts or (field,)):
                 found[f"{prefix}.{part}"] = (start + field, i if declaration.parts else None)
     if cls.companion is not None:

@@ -13,13 +13,13 @@ from muonlab.errors import unknown
 from muonlab.optim.blocks import blocks_of
 from muonlab.optim.compiled import CompiledUpdate, guarded_update
 from muonlab.optim.groups import (
-    COMPANION_DEFAULTS,
     FLAGS,
     FOLLOW,
     SPLITS,
     adopt_group,
     check_flags,
     check_order,
+    companion_arguments,
     complete_group,
     needs_routing,
     refuse_unsupported,
@@ -29,7 +29,7 @@ from muonlab.optim.groups import (
 from muonlab.optim.guard import Pending, all_finite, waits_for_host
 from muonlab.optim.inspection import diagnostics_of, explain_table
 from muonlab.optim.rule import Rule, declarations
-from muonlab.optim.state import adopt_state, advance, lr_fraction, rounding_of
+from muonlab.optim.state import adopt_state, advance, create, lr_fraction, rounding_of, state_dtype
 from muonlab.optim.update import Job
 
 __all__ = ["Engine"]
@@ -37,7 +37,7 @@ __all__ = ["Engine"]
 REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def signature_of(rule: type[Rule], companion: type[Rule] | None) -> inspect.Signature:
+def signature_of(rule: type[Rule], companion_defaults: Mapping[str, Any]) -> inspect.Signature:
     """torch's names in torch's order, then what is ours, by keyword only."""
     positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("params", positional)]
@@ -51,7 +51,7 @@ def signature_of(rule: type[Rule], companion: type[Rule] | None) -> inspect.Sign
         parameters.append(inspect.Parameter("amsgrad", positional, default=False))
     late |= FLAGS
     late |= {name: False for name in rule.unsupported if name != "amsgrad"}
-    late |= {"roles": None} | (SPLITS if rule.is_matrix_rule() else {}) | (COMPANION_DEFAULTS if companion else {})
+    late |= {"roles": None} | (SPLITS if rule.takes_splits() else {}) | dict(companion_defaults)
     late |= {"skip_nonfinite": True, "compile": False}
     parameters += [inspect.Parameter(name, keyword, default=value) for name, value in late.items()]
     return inspect.Signature(parameters)
@@ -71,10 +71,12 @@ class Engine(torch.optim.Optimizer):
 
     rule: ClassVar[type[Rule]]
     companion: ClassVar[type[Rule] | None] = None
+    companion_defaults: ClassVar[Mapping[str, Any]] = {}  # where they differ from the companion's own
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.__signature__ = signature_of(cls.rule, cls.companion)
+        cls.aux_arguments = companion_arguments(cls.companion, cls.companion_defaults) if cls.companion else {}
+        cls.__signature__ = signature_of(cls.rule, cls.aux_arguments)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         unknown_names = [name for name in kwargs if name not in type(self).__signature__.parameters]
@@ -90,7 +92,7 @@ class Engine(torch.optim.Optimizer):
         refuse_unsupported(settings, self.rule)
         self.rule.from_group(settings)
         if self.companion is not None:
-            given = {key: settings[key] for key in COMPANION_DEFAULTS if settings[key] is not None or key not in FOLLOW}
+            given = {key: settings[key] for key in self.aux_arguments if settings[key] is not None or key not in FOLLOW}
             self.companion(**{key.removeprefix("aux_"): value for key, value in given.items()})
         self._reasons: dict[str, str] = {}
         self._fresh()
@@ -165,6 +167,36 @@ class Engine(torch.optim.Optimizer):
             self._update()
         return loss
 
+    def wants_observation(self) -> bool:
+        """Whether a rule wants an observation before the next step: see `observe`."""
+        for group in self.param_groups:
+            if self._rule(group).observes:
+                rule = self._built(group)
+                ages = (int(self.state.get(p, {}).get("step", 0)) for p in group["params"])
+                return any(rule.wants_observation(age + 1) for age in ages)
+        return False
+
+    @torch.no_grad()
+    def observe(self, num_samples: float) -> None:
+        """Take the gradients as they stand for an observation instead of a step: what kind, its rule says (`observes`).
+
+        `num_samples` is the number of samples (tokens) over which the loss behind them was averaged. An observation
+        that is not finite is dropped. Rules that observe nothing are left alone.
+        """
+        work = [
+            (self._built(group), group, [p for p in group["params"] if p.grad is not None])
+            for group in self.param_groups
+            if self._rule(group).observes
+        ]
+        self._check_supported([p for _, _, params in work for p in params])
+        if not all_finite(p.grad for _, _, params in work for p in params):
+            return
+        for rule, group, params in work:
+            states = [self.state[p] for p in params]
+            create(rule, params, states, group)
+            for p, state in zip(params, states, strict=True):
+                rule.observe(p.grad, state, num_samples)
+
     def _update(self) -> None:
         work = [
             (self._built(group), group, [p for p in dict.fromkeys(group["params"]) if p.grad is not None])
@@ -230,7 +262,7 @@ class Engine(torch.optim.Optimizer):
             buckets[w.device, w.dtype, t].append((w, state))
         return [
             Job(
-                rule,
+                rule.at(t),
                 [w for w, _ in members],
                 [w.grad for w, _ in members],
                 [state for _, state in members],
@@ -267,7 +299,7 @@ class Engine(torch.optim.Optimizer):
         params = [(p, group) for group in self.param_groups for p in group["params"]]
         for index, (p, group) in zip(saved, params, strict=True):
             for name, value in seen[-1]["state"].get(index, {}).items():
-                wanted = torch.float32 if rounding_of(p, group) != "nearest" else p.dtype
+                wanted = state_dtype(self._rule(group), name, p, group)
                 if name != "step" and name in self.state.get(p, {}) and isinstance(value, Tensor) and wanted != p.dtype:
                     self.state[p][name] = value.to(p.device, wanted, copy=True)
 

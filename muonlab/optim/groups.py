@@ -7,19 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from muonlab.errors import UsageError, unknown
-from muonlab.optim.blocks import blocks_of, check_split
+from muonlab.optim.blocks import check_split
 from muonlab.optim.routing import FUSED_HINT, UNNAMED, match_names, route, unwrapped
 from muonlab.optim.rule import Rule, declarations
 from muonlab.roles import Role
 
 __all__ = [
-    "COMPANION_DEFAULTS",
     "FLAGS",
     "FOLLOW",
     "SPLITS",
     "adopt_group",
     "check_flags",
     "check_order",
+    "companion_arguments",
     "complete_group",
     "needs_routing",
     "refuse_unsupported",
@@ -35,7 +35,6 @@ SHARED = {*FLAGS, *SWITCHES, "algorithm", "role", "num_skipped", "decoupled_weig
 ALIASES = ("use_muon", "use_fallback")
 SCHEDULER_KEYS = {"peak_lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 NOTES = {"params", "param_names", "name", "lr_scale"}  # a user's or timm's annotations, kept and ignored
-COMPANION_DEFAULTS = {"aux_lr": None, "aux_betas": (0.9, 0.95), "aux_eps": 1e-8, "aux_weight_decay": None}
 FOLLOW = ("aux_lr", "aux_weight_decay")  # None: the same as the main rule's
 MATRIX_ROLES = (Role.HIDDEN, Role.CONV, Role.EXPERT)
 ORDER = (*MATRIX_ROLES, Role.EMBEDDING, Role.HEAD, Role.VECTOR)  # of the param groups
@@ -54,7 +53,7 @@ def routed_groups(
     members: dict[tuple, list[Any]] = {}
     for found in routes:
         split = {key: _frozen(wanted[found.name][0]) for key, wanted in matched.items() if found.name in wanted}
-        if found.parts and rule.is_matrix_rule():
+        if found.parts and rule.takes_splits():
             split.setdefault("split_sizes", found.parts)
         if found.transposed and rule.is_matrix_rule() and found.role is Role.HIDDEN:
             split["transposed"] = True
@@ -117,7 +116,7 @@ def complete_group(
     refuse_unknown(group, mine)
     refuse_unsupported(group, mine)
     undecayed = group.get("role") == Role.VECTOR
-    for key, value in _defaults_for(mine, rule, group, defaults).items():
+    for key, value in _defaults_for(mine, rule, defaults).items():
         group.setdefault(key, 0.0 if key == "weight_decay" and undecayed else value)
     for key, value in FLAGS.items():
         group.setdefault(key, defaults.get(key, value))
@@ -132,23 +131,21 @@ def complete_group(
 
 def check_values(group: Mapping[str, Any], rule: type[Rule]) -> None:
     """Build the rule once for its validation, and check shapes that it cannot take."""
-    built = rule.from_group(group)
+    rule.from_group(group)
     check_flags(group)
     params = [item[1] if isinstance(item, tuple) else item for item in group["params"]]
     if group["rounding"] == "stochastic" and any(param.dtype == torch.float16 for param in params):
         raise ValueError('rounding="stochastic" is for bfloat16 weights: use "master" for float16')
-    if not rule.is_matrix_rule():
-        return
     for param in params:
+        if rule.takes_splits():
+            check_split(tuple(param.shape), group)
+        if not rule.is_matrix_rule():
+            continue
         if param.ndim < 2 or (param.ndim == 3 and group.get("role") not in (Role.EXPERT, Role.CONV)):
             raise ValueError(
-                f"Muon only supports 2D parameters, and one has shape {tuple(param.shape)}: "
+                f"{rule.__name__.removesuffix('Rule')} only supports 2D parameters, and one has shape {tuple(param.shape)}: "
                 'leave out `algorithm` to have it routed, or give the group a "role" ("expert" or "conv")'
             )
-
-        check_split(tuple(param.shape), group)
-        if len(blocks_of(param.shape, group)) > 1 and any(f.layout != "param" for f in built.active_state().values()):
-            raise ValueError(f"{rule.name} keeps state per matrix, so split_sizes must be equal parts")
 
 
 def check_flags(settings: Mapping[str, Any]) -> None:
@@ -186,7 +183,7 @@ def check_order(loaded: Sequence[Mapping[str, Any]], current: Sequence[Mapping[s
 
 
 def refuse_unknown(group: Mapping[str, Any], rule: type[Rule]) -> None:
-    splits = (*SPLITS, "transposed") if rule.is_matrix_rule() else ()
+    splits = (*SPLITS, "transposed") if rule.takes_splits() else ()
     allowed = {*declarations(rule), *SHARED, *SCHEDULER_KEYS, *NOTES, *splits}
     for key in group:
         if key not in allowed:
@@ -205,16 +202,22 @@ def needs_routing(params: list[Any]) -> bool:
     return all(isinstance(item, Tensor) for item in tensors) and any(item.ndim != 2 for item in tensors)
 
 
-def _defaults_for(
-    mine: type[Rule], rule: type[Rule], group: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> dict[str, Any]:
+def _defaults_for(mine: type[Rule], rule: type[Rule], defaults: Mapping[str, Any]) -> dict[str, Any]:
     if mine is rule:
         return {key: defaults[key] for key in declarations(rule)}
     values = rule_defaults(mine)
-    for source in COMPANION_DEFAULTS:
-        key = source.removeprefix("aux_")
-        values[key] = defaults[key] if source in FOLLOW and defaults[source] is None else defaults[source]
+    for key in values:
+        source = f"aux_{key}"
+        if source in defaults:
+            values[key] = defaults[key] if source in FOLLOW and defaults[source] is None else defaults[source]
     return values
+
+
+def companion_arguments(companion: type[Rule], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor that set its companion: `aux_` and the name, with their defaults."""
+    own = {**rule_defaults(companion), **defaults}
+    names = [name for name, declaration in declarations(companion).items() if not declaration.keyword]
+    return {f"aux_{name}": None if f"aux_{name}" in FOLLOW else own[name] for name in names}
 
 
 def rule_defaults(rule: type[Rule]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-__all__ = ["Declaration", "Hyperparameter", "choice", "hp"]
+__all__ = ["Declaration", "Hyperparameter", "betas_hp", "choice", "optional_number", "eps_hp", "hp", "lr_hp", "momentum_hp", "weight_decay_hp"]
+
+WEN = "Wen et al. 2025 (2509.02046), phase I"
 
 
 @dataclass(frozen=True)
@@ -170,3 +172,48 @@ def choice(name: str, valid: tuple[str, ...]) -> Callable[[Any], Any]:
         return value
 
     return check
+
+
+def optional_number(name: str) -> Callable[[Any], float | None]:
+    """A `check` for a number of at least 0 that may be left out."""
+
+    def check(value: Any) -> float | None:
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be None or a number of at least 0, got {value!r}")
+        return float(value)
+
+    return check
+
+
+# The declarations that most rules share, with the grids of Wen et al. where these have some.
+
+
+def lr_hp(default: float, grid: tuple[float, ...], unit: str, source: str = "") -> Any:
+    return hp(
+        default, grid=grid, low=0.0, unit=unit, source=source or f"{WEN}, extended downwards by their optima at scale"
+    )
+
+
+def weight_decay_hp(default: float, grid: tuple[float, ...] = (0.0, 0.1, 0.2), source: str = WEN) -> Any:
+    return hp(default, grid=grid, low=0.0, unit="1/lr per step", source=source)
+
+
+def momentum_hp(default: float, grid: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98), source: str = WEN) -> Any:
+    return hp(default, grid=grid, low=0.0, high=1.0, high_closed=False, log=False, source=source)
+
+
+def betas_hp(
+    default: tuple[float, ...],
+    *grids: tuple[float, ...],
+    source: str = WEN,
+) -> Any:
+    """beta1, beta2, ...: the grids of those that have one."""
+    parts = tuple(f"beta{i}" for i in range(1, len(default) + 1))
+    grids = (*grids, *((0.9, 0.95, 0.98),) * (len(default) - len(grids)))
+    return hp(default, parts=parts, grid=grids, low=0.0, high=1.0, high_closed=False, log=False, source=source)
+
+
+def eps_hp(default: float, grid: tuple[float, ...] = (1e-25, 1e-20, 1e-15, 1e-10), source: str = WEN) -> Any:
+    return hp(default, grid=grid, low=0.0, unit="gradient", source=source)

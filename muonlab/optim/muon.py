@@ -4,60 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from muonlab.kernels.moments import ema_each_, mix_each
-from muonlab.kernels.norms import update_scale
-from muonlab.kernels.polar import DTYPES, JORDAN, METHODS, Coefficients, coefficients_for, polar_each, resolve
 from muonlab.optim.adam import AdamWRule
 from muonlab.optim.engine import Engine
-from muonlab.optim.hyperparameter import choice, hp
-from muonlab.optim.rule import Rule, StateField
+from muonlab.optim.orthogonal import OrthogonalRule
+from muonlab.optim.rule import StateField
 
 __all__ = ["Muon", "MuonRule"]
 
-JORDAN_TRIPLE = JORDAN.steps[0]
-WEN = "Wen et al. 2025 (2509.02046), phase I"
-MOMENTUM_FORMS = ("ema", "heavy_ball")
-
-
-def _check_coefficients(value: Any) -> Any:
-    """A registered record or its name -> name; one triple or a schedule of triples -> tuples of floats."""
-    if isinstance(value, Coefficients):
-        if coefficients_for(value.name, value.num_steps) != value:
-            raise ValueError(f"{value.name} is not a registered record: write its steps")
-        return value.name
-    if isinstance(value, str):
-        return value
-    try:
-        nested = [tuple(map(float, item)) if isinstance(item, tuple | list) else float(item) for item in value]
-    except TypeError:
-        raise TypeError(f"ns_coefficients must be (a, b, c), a schedule of such or a name, got {value!r}") from None
-    except ValueError:
-        raise ValueError(f"ns_coefficients must hold numbers, got {value!r}") from None
-    return tuple(nested)
-
-
-def _check_scale(value: Any) -> Any:
-    update_scale(1, 1, value)
-    return value
-
-
-def _check_dtype(value: Any) -> Any:
-    if isinstance(value, torch.dtype):
-        value = str(value).removeprefix("torch.")
-    return value if value is None else choice("polar_dtype", tuple(DTYPES))(value)
-
-
-def _check_damping(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ValueError(f"damping must be a number from 0 to less than 1, got {value!r}")
-    return float(value)
-
 
 @dataclass(frozen=True, kw_only=True)
-class MuonRule(Rule):
+class MuonRule(OrthogonalRule):
     """Momentum whose singular values are pushed to 1: steepest descent under the spectral norm.
 
     Math     ema:        m <- momentum m + (1 - momentum) g;  u = g + momentum (m - g) if nesterov else m
@@ -79,66 +37,11 @@ class MuonRule(Rule):
     step_count: ClassVar[str] = "none"
     unsaid: ClassVar[Mapping[str, Any]] = {"momentum_form": "ema"}
 
-    lr: float = hp(
-        1e-3,
-        grid=(0.004, 0.008, 0.016, 0.032, 0.064, 0.128),
-        low=0.0,
-        unit="spectral norm per update, before the scale",
-        source=f"{WEN}, extended downwards by their optima at scale",
-    )
-    weight_decay: float = hp(0.1, grid=(0.0, 0.1, 0.2), low=0.0, unit="1/lr per step", source=WEN)
-    momentum: float = hp(0.95, grid=(0.8, 0.9, 0.95, 0.98), low=0.0, high=1.0, high_closed=False, log=False, source=WEN)
-    nesterov: bool = hp(True, kind=bool)
-    ns_coefficients: tuple | str = hp(JORDAN_TRIPLE, check=_check_coefficients)
-    eps: float = hp(1e-7, low=0.0, fixed=True)
-    ns_steps: int = hp(JORDAN.num_steps, kind=int, low=1, high=100, high_closed=False)
-    adjust_lr_fn: Any = hp(None, check=_check_scale)  # noqa: RUF009  # a name, or (fan_out, fan_in) -> scale
-    momentum_form: str = hp("ema", check=choice("momentum_form", MOMENTUM_FORMS), keyword=True)
-    polar: str = hp("newton_schulz", check=choice("polar method", METHODS), keyword=True)
-    num_poles: int = hp(3, kind=int, low=1, high=4, keyword=True)
-    polar_dtype: str | None = hp(None, check=_check_dtype, keyword=True)
-    damping: float = hp(0.0, check=_check_damping, keyword=True)
-
-    def validate(self) -> None:
-        arguments = {
-            "method": self.polar,
-            "coefficients": coefficients_for(self.ns_coefficients, self.ns_steps),
-            "num_poles": self.num_poles,
-            "dtype": None if self.polar_dtype is None else DTYPES[self.polar_dtype],
-            "damping": self.damping,
-        }
-        resolve(1, 1, **arguments, device_type="cpu")
-        object.__setattr__(self, "_polar", arguments)
-
-    def local_each(
-        self, gs: Sequence[Tensor], ws: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int
-    ) -> list[Tensor]:
-        ms = [state["momentum_buffer"] for state in states]
-        if self.momentum_form == "ema":
-            ema_each_(ms, gs, self.momentum)
-            return mix_each(gs, ms, self.momentum) if self.nesterov else [m.clone() for m in ms]
-        torch._foreach_mul_(ms, self.momentum)
-        torch._foreach_add_(ms, gs)
-        if not self.nesterov:
-            return [m.clone() for m in ms]
-        return list(torch._foreach_add(gs, torch._foreach_mul(ms, self.momentum)))
-
-    def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
-        return self.local_each([g], [w], [state], t)[0]
-
     def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
-        return polar_each(us, **self._polar, eps=self.eps)
+        return self.polar_each(us)
 
     def matrix(self, u: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         return self.matrix_each([u], [state], t)[0]
-
-    def scale(self, shape: tuple[int, ...]) -> float:
-        return update_scale(*shape[-2:], self.adjust_lr_fn)
-
-    def describe_polar(self, shape: tuple[int, ...] | None = None, device_type: str = "cpu") -> str:
-        if self.polar == "auto" and shape is None:
-            return "auto"
-        return resolve(*(shape or (1, 1))[-2:], **self._polar, device_type=device_type).describe()
 
 
 class Muon(Engine):
@@ -165,3 +68,4 @@ class Muon(Engine):
 
     rule = MuonRule
     companion = AdamWRule
+    companion_defaults: ClassVar[Mapping[str, Any]] = {"betas": (0.9, 0.95)}

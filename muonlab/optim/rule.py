@@ -1,5 +1,6 @@
 """Rule: an optimizer's mathematics as a value. The engine does everything else."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Literal, Self
@@ -7,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from muonlab.errors import UsageError
 from muonlab.optim.hyperparameter import Declaration, Hyperparameter, choice, hp
 
 __all__ = ["DECAYS", "Hyperparameter", "Rule", "StateField", "declarations", "hp"]
@@ -14,6 +16,7 @@ __all__ = ["DECAYS", "Hyperparameter", "Rule", "StateField", "declarations", "hp
 DECAYS = ("decoupled", "independent", "coupled", "cautious")
 
 Layout = Literal["param", "row", "block", "matrix", "scalar"]
+Stage = Literal["local", "matrix", "finish", "apply"]
 Shape = tuple[int, ...]
 
 
@@ -21,24 +24,50 @@ Shape = tuple[int, ...]
 class StateField:
     """One state tensor of a rule: its layout is all that sharding has to know.
 
-    `param` has the shape of the parameter; `row` one number per row (fan_out, 1); `scalar` none; `block` and `matrix`
-    say theirs by `shape`. `stage` is the one stage that reads and writes it.
+    `param` has the shape of the parameter; `row` one number per row of a matrix (..., fan_out, 1); `block` one per
+    block of equal size (num_blocks, 1): heads where a group names them, else rows, and a vector is one block; `matrix`
+    says its own shape by `shape`; `scalar` has none. All but `param` are at least float32.
+
+    `stage` is the one that reads and writes it ("apply": the engine). What `local` does not own belongs to a matrix: a
+    parameter that is made of matrices of different shapes has it once for each, as "name", "name.1", ... `start` gives
+    the first value, from the weight and the shape of the state; without it that is zero.
     """
 
     layout: Layout
-    stage: Literal["local", "matrix", "finish"] = "local"
+    stage: Stage = "local"
     shape: Callable[[Shape], Shape] | None = None  # shape of the matrix view -> shape of the state
+    start: Callable[[Tensor, Shape], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if (self.shape is None) == (self.layout in ("block", "matrix")):
-            raise TypeError(f"`shape` goes with the layouts block and matrix, and only with them, not {self.layout!r}")
+        if (self.shape is None) == (self.layout == "matrix"):
+            raise TypeError(f"`shape` goes with the layout matrix, and only with it, not {self.layout!r}")
 
-    def shape_for(self, param: Shape, matrix: Shape) -> Shape:
+    def shape_for(self, param: Shape, matrix: Shape, num_blocks: int | None = None) -> Shape:
+        """The shape of the state of a parameter, seen as a matrix (or stack of matrices) of shape `matrix`.
+
+        >>> StateField("row").shape_for((64, 16, 3, 3), (64, 144)), StateField("block").shape_for((64, 16), (64, 16), 4)
+        ((64, 1), (4, 1))
+        """
         if self.layout == "param":
             return param
         if self.layout == "row":
             return (*matrix[:-1], 1)
+        if self.layout == "block":
+            return (math.prod(matrix[:-1]) if num_blocks is None else num_blocks, 1)
         return () if self.shape is None else self.shape(matrix)
+
+
+def _frobenius(w: Tensor, shape: Shape) -> Tensor:
+    norm = torch.linalg.vector_norm(w, dim=(-2, -1)).reshape(shape)
+    if w.numel() and not norm.all():
+        raise UsageError(
+            f"a matrix of shape {tuple(w.shape)} starts at zero, where a sphere has no radius: "
+            "initialise it at random, or leave it to the companion, by its role"
+        )
+    return norm
+
+
+RADIUS = StateField("matrix", "apply", lambda matrix: (*matrix[:-2], 1, 1), _frobenius)  # of the sphere of a weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +83,14 @@ class Rule:
         coupled      the gradient becomes g + weight_decay w
         cautious     as decoupled, only where u and w have the same sign
 
-    A rule is final: variants compose by calling kernels. `*_each` do the same for many tensors in fewer calls; a rule
-    overrides them where that is faster. In a compiled step the hyperparameters that schedules change are 0-d float64
-    tensors, so a stage computes with them and never branches on them.
+    With `application = "sphere"` there is no decay: w keeps its Frobenius norm R, and lr is the tangent of an angle:
+
+        w <- R normalised(w - lr R normalised(u))
+
+    A rule is final: variants compose by calling kernels, and share hyperparameters through an abstract base, which has
+    no `name`. `*_each` do the same for many tensors in fewer calls; a rule overrides them where that is faster. In a
+    compiled step `t` and the hyperparameters that schedules change are 0-d float64 tensors, so a stage computes with
+    them and never branches on them; what it may branch on is `phase`.
     """
 
     name: ClassVar[str] = ""
@@ -67,13 +101,19 @@ class Rule:
     unsaid: ClassVar[Mapping[str, Any]] = {}  # what a state dict means that does not say it, torch's own for one
     unsupported: ClassVar[tuple[str, ...]] = ("capturable", "differentiable")  # torch's switches that must stay off
     fused: ClassVar[Callable[..., None] | None] = None  # same numbers as `local` and its application, many at once
+    application: ClassVar[Literal["additive", "sphere"]] = "additive"
+    sees: ClassVar[Literal["elements", "rows", "whole"]] = "elements"  # the least of a parameter that `local` needs
+    observes: ClassVar[str] = ""  # what `observe` wants, for people; empty: nothing
+    phase: ClassVar[str] = ""  # of this step, see `phase_at`
 
     decay: str = hp("decoupled", check=choice("decay", DECAYS), keyword=True)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if any(base is not Rule and issubclass(base, Rule) for base in cls.__bases__):
+        if any(issubclass(base, Rule) and base.name for base in cls.__bases__):
             raise TypeError(f"{cls.__name__}: a rule is final; compose kernels instead of subclassing a rule")
+        if cls.name and (cls.application == "sphere") != ("radius" in cls.state):
+            raise TypeError(f"{cls.__name__}: the state `radius` goes with the application \"sphere\"")
 
     def __post_init__(self) -> None:
         for name, declaration in declarations(type(self)).items():
@@ -105,6 +145,26 @@ class Rule:
         """`matrix` of many stacks of matrices, each stack (..., fan_out, fan_in) of its own shape."""
         return [self.matrix(u, state, t) for u, state in zip(us, states, strict=True)]
 
+    def observe(self, g: Tensor, state: Mapping[str, Tensor], num_samples: float) -> None:
+        """Take in what a rule `observes` beside the gradient; see `Engine.observe`."""
+        raise NotImplementedError
+
+    def wants_observation(self, t: int) -> bool:
+        """Whether an observation is due before step number `t` (from 1)."""
+        return False
+
+    def phase_at(self, t: int) -> str:
+        """What kind of step number `t` is, where steps differ: the first, or one that refreshes something.
+
+        A stage reads it as `self.phase`. In a compiled step each phase is a graph of its own.
+        """
+        return ""
+
+    def at(self, t: int) -> Self:
+        """The same rule in the phase of step `t`."""
+        phase = self.phase_at(t)
+        return self if phase == self.phase else self._twin(phase=phase)
+
     def active_state(self) -> Mapping[str, StateField]:
         """The state tensors that these hyperparameters need."""
         return self.state
@@ -119,18 +179,29 @@ class Rule:
 
     def traced(self) -> Self:
         """The same rule with every hyperparameter that schedules change as a 0-d float64 tensor."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
+        changed = {}
         for name, declaration in declarations(type(self)).items():
             if declaration.scheduled:
                 value = getattr(self, name)
                 parts = [torch.tensor(part, dtype=torch.float64) for part in (value if declaration.parts else (value,))]
-                twin.__dict__[name] = tuple(parts) if declaration.parts else parts[0]
+                changed[name] = tuple(parts) if declaration.parts else parts[0]
+        return self._twin(**changed)
+
+    def _twin(self, **changed: Any) -> Self:
+        """A copy with other attributes, not validated again."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, **changed)
         return twin
 
     @classmethod
     def is_matrix_rule(cls) -> bool:
-        return cls.matrix is not Rule.matrix
+        """Whether it is for matrices alone."""
+        return cls.matrix is not Rule.matrix or cls.application == "sphere"
+
+    @classmethod
+    def takes_splits(cls) -> bool:
+        """Whether `split_sizes` and `num_heads` mean something to it."""
+        return cls.is_matrix_rule() or any(field.layout == "block" for field in cls.state.values())
 
     @classmethod
     def from_group(cls, group: Mapping[str, Any]) -> Self:

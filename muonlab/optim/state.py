@@ -1,15 +1,15 @@
 """Per-parameter state: lazy creation, and the checks when a state dict is loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from muonlab.optim.blocks import blocks_of
-from muonlab.optim.rule import Rule
+from muonlab.optim.blocks import Block, blocks_of, num_blocks
+from muonlab.optim.rule import Rule, Shape, StateField
 
-__all__ = ["HALF", "adopt_state", "advance", "lr_fraction", "rounding_of", "state_dtype"]
+__all__ = ["HALF", "adopt_state", "advance", "create", "lr_fraction", "rounding_of", "state_dtype", "state_key"]
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -28,21 +28,55 @@ def lr_fraction(rule: Rule, group: Mapping[str, Any]) -> float:
     return rule.lr / peak if peak else 0.0
 
 
-def state_dtype(w: Tensor, group: Mapping[str, Any]) -> torch.dtype:
-    return w.dtype if rounding_of(w, group) == "nearest" else torch.float32
+def state_key(name: str, block: int) -> str:
+    """The name of a state tensor of block number `block` of a parameter.
+
+    >>> state_key("left", 0), state_key("left", 2)
+    ('left', 'left.2')
+    """
+    return f"{name}.{block}" if block else name
+
+
+def state_dtype(rule: Rule, key: str, w: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    """Of a state tensor: that of the parameter, and float32 where half precision would lose what it is for."""
+    field = rule.state.get(key.partition(".")[0])
+    own = field is not None and field.layout == "param" and rounding_of(w, group) == "nearest"
+    return w.dtype if own or w.dtype not in HALF else torch.float32
+
+
+def _declared(
+    fields: Mapping[str, StateField], w: Tensor, group: Mapping[str, Any]
+) -> Iterator[tuple[str, StateField, Shape, Block | None]]:
+    """Every state tensor of a parameter: key, declaration, shape, and the block whose it is."""
+    blocks = blocks_of(w.shape, group)
+    for name, field in fields.items():
+        if field.stage == "local" or field.layout in ("param", "scalar"):
+            shape = field.shape_for(tuple(w.shape), blocks[0].shape, num_blocks(w.shape, group))
+            yield name, field, shape, None
+        else:
+            for k, block in enumerate(blocks):
+                yield state_key(name, k), field, field.shape_for(tuple(w.shape), block.shape), block
+
+
+def create(
+    rule: Rule, ws: Sequence[Tensor], states: Sequence[dict[str, Any]], group: Mapping[str, Any]
+) -> None:
+    """Create whatever state is missing."""
+    names = rule.active_state()
+    for w, state in zip(ws, states, strict=True):
+        if any(name not in state for name in names):
+            for key, field, shape, block in _declared(names, w, group):
+                if key not in state:
+                    state[key] = _first(w, field, shape, block, state_dtype(rule, key, w, group))
+        if "master" not in state and rounding_of(w, group) == "master":
+            state["master"] = w.detach().to(torch.float32, copy=True)
 
 
 def advance(
     rule: Rule, ws: Sequence[Tensor], states: Sequence[dict[str, Any]], group: Mapping[str, Any]
 ) -> Sequence[int]:
     """Create whatever state is missing, count one step of each parameter, and return its number (from 1)."""
-    names = rule.active_state()
-    for w, state in zip(ws, states, strict=True):
-        for name in names:
-            if name not in state:
-                state[name] = _allocate(rule, w, name, group)
-        if "master" not in state and rounding_of(w, group) == "master":
-            state["master"] = w.detach().to(torch.float32, copy=True)
+    create(rule, ws, states, group)
     counted = [i for i, w in enumerate(ws) if rule.step_count != "none" or rounding_of(w, group) == "stochastic"]
     ages = [0] * len(ws)
     if not counted:
@@ -57,14 +91,14 @@ def advance(
     return ages
 
 
-def _allocate(rule: Rule, w: Tensor, name: str, group: Mapping[str, Any]) -> Tensor:
-    """A state tensor at its start, zero."""
-    declared, dtype = rule.state[name], state_dtype(w, group)
-    if declared.layout == "param":
+def _first(w: Tensor, field: StateField, shape: Shape, block: Block | None, dtype: torch.dtype) -> Tensor:
+    """A state tensor at its start."""
+    if field.start is not None:
+        view = w.detach() if block is None else block.of(w.detach()).reshape(block.shape)
+        return field.start(view.to(dtype), shape)
+    if field.layout == "param":
         return torch.zeros_like(w, dtype=dtype, memory_format=torch.preserve_format)
-    return torch.zeros(
-        declared.shape_for(tuple(w.shape), blocks_of(w.shape, group)[0].shape), dtype=dtype, device=w.device
-    )
+    return torch.zeros(shape, dtype=dtype, device=w.device)
 
 
 def adopt_state(
@@ -81,14 +115,13 @@ def adopt_state(
     master = found.pop("master", None) if rounding_of(w, group) == "master" else None
     if step is None and rule.step_count == "required":
         raise ValueError(f"loaded state of a parameter of {rule.name} lacks 'step'")
-    foreign = sorted(set(found) - set(rule.state))
-    missing = sorted(set(rule.active_state()) - set(found))
+    expected = {key: shape for key, _, shape, _ in _declared(rule.state, w, group)}
+    foreign = sorted(set(found) - set(expected))
+    missing = sorted({key for key, *_ in _declared(rule.active_state(), w, group)} - set(found))
     if foreign:
         raise ValueError(f"loaded state belongs to another optimizer: {rule.name} has no {', '.join(foreign)}")
     if missing and (found or rule.step_count == "required"):
         raise ValueError(f"loaded state of a parameter of {rule.name} lacks {', '.join(missing)}")
-    matrix = blocks_of(w.shape, group)[0].shape
-    expected = {name: rule.state[name].shape_for(tuple(w.shape), matrix) for name in found}
     if master is not None:
         found["master"], expected["master"] = master, tuple(w.shape)
     for name, value in found.items():

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from muonlab.kernels.normalise import normalise
 from muonlab.kernels.rounding import stochastic_round
 from muonlab.optim.blocks import Block
-from muonlab.optim.rule import Rule
+from muonlab.optim.rule import Rule, Shape, Stage
+from muonlab.optim.state import state_key
 
 __all__ = ["WORKSPACE_BYTES", "Job", "update"]
 
@@ -43,8 +45,9 @@ class Job:
     @property
     def is_plain(self) -> bool:
         """Whether new weights are the old ones scaled and moved, in their own dtype, by plain numbers."""
-        scheduled = isinstance(self.rule.lr, Tensor)
-        return self.rule.decay != "cautious" and self.rounding == "nearest" and not scheduled
+        rule, scheduled = self.rule, isinstance(self.rule.lr, Tensor)
+        straight = rule.application == "additive" and rule.decay != "cautious"
+        return straight and self.rounding == "nearest" and not scheduled
 
     def part(self, indices: Sequence[int]) -> "Job":
         chosen = {name: [getattr(self, name)[i] for i in indices] for name in ("ws", "gs", "states")}
@@ -64,6 +67,8 @@ class Piece:
     master: Tensor | None  # float32 copy of w
     u: Tensor
     scale: float  # of the step
+    shape: Shape = ()  # as a matrix
+    radius: Tensor | None = None  # of the sphere on which the matrix stays
 
 
 def update(job: Job, live: Tensor | None = None) -> None:
@@ -161,38 +166,66 @@ def _directions(job: Job, gs: Sequence[Tensor]) -> list[Piece]:
     masters = [state.get("master") for state in job.states]
     if not job.blocks:
         return [Piece(w, master, u, 1.0) for w, master, u in zip(job.ws, masters, us, strict=True)]
-    owners = [(i, block) for i, blocks in enumerate(job.blocks) for block in blocks]
-    views = [block.of(us[i]).reshape(block.shape) for i, block in owners]
+    owners = [(i, k, block) for i, blocks in enumerate(job.blocks) for k, block in enumerate(blocks)]
+    views = [block.of(us[i]).reshape(block.shape) for i, _, block in owners]
     pieces = []
-    for (i, block), u in zip(owners, _matrix_stage(rule, views, [job.states[i] for i, _ in owners], t), strict=True):
+    for (i, k, block), u in zip(owners, _matrix_stage(job, owners, views), strict=True):
         w, master = block.of(job.ws[i]), masters[i] if masters[i] is None else block.of(masters[i])
-        u = rule.finish(u, w.reshape(block.shape), job.states[i], t).reshape(w.shape)
-        pieces.append(Piece(w, master, u, rule.scale(block.shape)))
+        state = _StageState(job, i, k, block, "finish")
+        u = rule.finish(u, w.reshape(block.shape), state.views, t).reshape(w.shape)
+        state.write_back()
+        radius = job.states[i][state_key("radius", k)] if rule.application == "sphere" else None
+        pieces.append(Piece(w, master, u, rule.scale(block.shape), block.shape, radius))
     return pieces
 
 
-def _matrix_stage(rule: Rule, us: Sequence[Tensor], states: Sequence[State], t: int | Tensor) -> list[Tensor]:
+class _StageState:
+    """What a stage after `local` sees of the state: that of one matrix, in its shape."""
+
+    def __init__(self, job: Job, i: int, k: int, block: Block, stage: Stage) -> None:
+        self._targets: dict[str, Tensor] = {}
+        self.views: dict[str, Tensor] = {}
+        for name, field in job.rule.active_state().items():
+            if field.stage != stage:
+                continue
+            own = field.layout == "param"
+            target = block.of(job.states[i][name]) if own else job.states[i][state_key(name, k)]
+            self.views[name] = target.reshape(block.shape) if own else target
+            if self.views[name].shape != target.shape and not target.is_contiguous():
+                self._targets[name] = target  # the view may be a copy
+
+    def write_back(self) -> None:
+        for name, target in self._targets.items():
+            target.copy_(self.views[name].reshape(target.shape))
+
+
+def _matrix_stage(job: Job, owners: Sequence[tuple[int, int, Block]], us: Sequence[Tensor]) -> list[Tensor]:
     """`matrix` of every view: those of one shape as a stack, and their own state stacked into a workspace."""
-    mine = [name for name in rule.active_state() if rule.state[name].stage == "matrix"]
+    states = [_StageState(job, i, k, block, "matrix") for i, k, block in owners]
     stacks: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for k, u in enumerate(us):
+    for n, u in enumerate(us):
         shape = tuple(u.shape)
-        stacks[shape if min(shape[-2:]) <= STACK_MAX_SIDE else (k,)].append(k)
+        stacks[shape if min(shape[-2:]) <= STACK_MAX_SIDE else (n,)].append(n)
     groups = list(stacks.values())
-    inputs = [us[ks[0]] if len(ks) == 1 else torch.stack([us[k] for k in ks]) for ks in groups]
-    workspaces = [
-        {name: states[ks[0]][name] if len(ks) == 1 else torch.stack([states[k][name] for k in ks]) for name in mine}
-        for ks in groups
-    ]
-    outputs = rule.matrix_each(inputs, workspaces, t)
+    inputs = [us[ns[0]] if len(ns) == 1 else torch.stack([us[n] for n in ns]) for ns in groups]
+    workspaces = [_stacked([states[n].views for n in ns]) for ns in groups]
+    outputs = job.rule.matrix_each(inputs, workspaces, job.t)
     found: dict[int, Tensor] = {}
-    for ks, output, workspace in zip(groups, outputs, workspaces, strict=True):
-        for k, direction in zip(ks, [output] if len(ks) == 1 else output.unbind(0), strict=True):
-            found[k] = direction
-        if len(ks) > 1:
+    for ns, output, workspace in zip(groups, outputs, workspaces, strict=True):
+        for n, direction in zip(ns, [output] if len(ns) == 1 else output.unbind(0), strict=True):
+            found[n] = direction
+        if len(ns) > 1:
             for name, stacked in workspace.items():
-                torch._foreach_copy_([states[k][name] for k in ks], list(stacked.unbind(0)))
-    return [found[k] for k in range(len(us))]
+                torch._foreach_copy_([states[n].views[name] for n in ns], list(stacked.unbind(0)))
+    for state in states:
+        state.write_back()
+    return [found[n] for n in range(len(us))]
+
+
+def _stacked(states: Sequence[State]) -> State:
+    if len(states) == 1:
+        return states[0]
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
 
 def _shrink(job: Job) -> float | Tensor:
@@ -230,7 +263,7 @@ def _apply(job: Job, pieces: Sequence[Piece], live: Tensor | None) -> None:
 def _replace(job: Job, piece: Piece, live: Tensor | None) -> None:
     rule = job.rule
     old = _exact(piece.w, piece.master)
-    new = _moved(job, old if job.rounding == "nearest" else old.to(torch.float32), piece.u, piece.scale)
+    new = _moved(job, old if job.rounding == "nearest" else old.to(torch.float32), piece)
     t = job.t.to(torch.int64) if isinstance(job.t, Tensor) else job.t
     rounded = stochastic_round(new, t) if job.rounding == "stochastic" else new
     moves = rule.lr != 0 if isinstance(rule.lr, Tensor) else True
@@ -241,8 +274,10 @@ def _replace(job: Job, piece: Piece, live: Tensor | None) -> None:
             target.copy_(torch.where(guard, value, target) if isinstance(guard, Tensor) else value)
 
 
-def _moved(job: Job, w: Tensor, u: Tensor, scale: float) -> Tensor:
-    rule = job.rule
+def _moved(job: Job, w: Tensor, piece: Piece) -> Tensor:
+    rule, u, scale = job.rule, piece.u, piece.scale
+    if piece.radius is not None:
+        return _on_sphere(w.reshape(piece.shape), u.reshape(piece.shape), piece.radius, rule.lr * scale).reshape(w.shape)
     if rule.decay != "cautious":
         shrink = _shrink(job)
         if isinstance(rule.lr, Tensor):
@@ -250,3 +285,9 @@ def _moved(job: Job, w: Tensor, u: Tensor, scale: float) -> Tensor:
         return torch.add(w if shrink == 1.0 else w * shrink, u, alpha=-rule.lr * scale)  # as _apply, to the bit
     along = (torch.signbit(u) == torch.signbit(w)) | (u == 0)  # a product of the two could underflow
     return w - (rule.lr * rule.weight_decay) * w * along - (rule.lr * scale) * u
+
+
+def _on_sphere(w: Tensor, u: Tensor, radius: Tensor, angle: float | Tensor) -> Tensor:
+    """w turned against u, by arctan(angle) where the two are orthogonal, on the sphere of that radius."""
+    moved = normalise(w.to(radius.dtype)) - angle * normalise(u.to(radius.dtype))
+    return (radius * normalise(moved)).to(w.dtype)
