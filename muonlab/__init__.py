@@ -12,9 +12,33 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {"Muon": "muonlab.optim", "AdamW": "muonlab.optim", "SGD": "muonlab.optim", "Role": "muonlab.roles"}
+_OPTIMIZERS = (
+    "ADOPT",
+    "MARS",
+    "SGD",
+    "SOAP",
+    "AdEMAMix",
+    "AdaMuon",
+    "AdamHyperball",
+    "AdamMini",
+    "AdamW",
+    "CautiousAdamW",
+    "Kron",
+    "Lion",
+    "Muon",
+    "MuonHyperball",
+    "NAdamW",
+    "NorMuon",
+    "OrthogonalSGDM",
+    "SOAPMuon",
+    "Scion",
+    "Shampoo",
+    "Signum",
+    "Sophia",
+)
+_HOMES = dict.fromkeys(_OPTIMIZERS, "muonlab.optim") | {"Role": "muonlab.roles"}
 
-__all__ = ["SGD", "AdamW", "Muon", "Role", "__version__"]
+__all__ = ["Role", "__version__", *_OPTIMIZERS]
 
 
 def __getattr__(name: str) -> Any:

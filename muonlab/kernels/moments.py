@@ -5,7 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["adam_direction", "adam_root", "bias_correction", "ema_", "ema_each_", "ema_square_", "mix_each", "momentum_each"]
+__all__ = [
+    "adam_direction",
+    "adam_root",
+    "bias_correction",
+    "ema_",
+    "ema_each_",
+    "ema_square_",
+    "mix_each",
+    "momentum_each",
+]
 
 
 def ema_(m: Tensor, x: Tensor, beta: float) -> Tensor:

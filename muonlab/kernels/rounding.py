@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from muonlab.kernels.noise import hashed
+
 __all__ = ["stochastic_round"]
 
 
@@ -22,20 +24,6 @@ def stochastic_round(x: Tensor, step: int | Tensor) -> Tensor:
     bits = x.view(torch.int32)
     wide = bits.to(torch.int64)
     place = torch.arange(x.numel(), device=x.device).reshape(x.shape)  # without it equal values would round alike
-    noise = _hash(wide ^ _hash(place + step * 0x9E3779B9)) & 0xFFFF
+    noise = hashed(wide ^ hashed(place + step * 0x9E3779B9)) & 0xFFFF
     rounded = ((wide + noise) & -0x10000).to(torch.int32).view(torch.float32)
     return torch.where(x.isfinite(), rounded, x).to(torch.bfloat16)
-
-
-def _hash(x: Tensor) -> Tensor:
-    """A mixer of 32 bits kept in int64, so that no product overflows (constants of the lowbias32 function)."""
-    x = x & 0xFFFFFFFF
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x = x ^ (x >> shift)
-        x = _low_product(x, factor)
-    return x ^ (x >> 16)
-
-
-def _low_product(x: Tensor, factor: int) -> Tensor:
-    low, high = x & 0xFFFF, x >> 16
-    return (low * factor + (((high * factor) & 0xFFFF) << 16)) & 0xFFFFFFFF

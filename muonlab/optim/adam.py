@@ -9,7 +9,7 @@ from torch import Tensor
 
 from muonlab.kernels.moments import adam_direction, adam_root, bias_correction, ema_, ema_square_
 from muonlab.optim.engine import Engine
-from muonlab.optim.hyperparameter import betas_hp, optional_number, eps_hp, hp, lr_hp, weight_decay_hp
+from muonlab.optim.hyperparameter import betas_hp, eps_hp, hp, lr_hp, optional_number, weight_decay_hp
 from muonlab.optim.rule import Rule, StateField
 
 __all__ = [

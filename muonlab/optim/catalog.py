@@ -9,12 +9,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from muonlab.errors import UsageError, unknown
-from muonlab.optim.adam import AdamW
+from muonlab.optim.adam import ADOPT, AdamMini, AdamW, AdEMAMix, CautiousAdamW, NAdamW
 from muonlab.optim.engine import Engine
 from muonlab.optim.groups import rule_defaults
+from muonlab.optim.hyperball import AdamHyperball, MuonHyperball
+from muonlab.optim.kron import Kron
+from muonlab.optim.lion import Lion, Signum
+from muonlab.optim.mars import MARS
 from muonlab.optim.muon import Muon
+from muonlab.optim.normuon import AdaMuon, NorMuon
+from muonlab.optim.orthogonal_sgdm import OrthogonalSGDM
 from muonlab.optim.rule import Hyperparameter, declarations
+from muonlab.optim.scion import Scion
 from muonlab.optim.sgd import SGD
+from muonlab.optim.shampoo import Shampoo
+from muonlab.optim.soap import SOAP, SOAPMuon
+from muonlab.optim.sophia import Sophia
 from muonlab.roles import Role
 
 __all__ = [
@@ -29,20 +39,32 @@ __all__ = [
     "space",
 ]
 
-CATALOG: dict[str, type[Engine]] = {cls.rule.name: cls for cls in (AdamW, Muon, SGD)}
+CLASSES = (
+    *(AdamW, NAdamW, CautiousAdamW, AdamMini, AdEMAMix, ADOPT, MARS, Sophia, Lion, Signum, SGD),
+    *(Muon, NorMuon, AdaMuon, OrthogonalSGDM, Scion, MuonHyperball, AdamHyperball, SOAP, SOAPMuon, Shampoo, Kron),
+)
+CATALOG: dict[str, type[Engine]] = {cls.rule.name: cls for cls in CLASSES}
 
 WEN = "Wen et al. 2025 (2509.02046), phase I"
 LR_RATIO = Hyperparameter(
     "aux.lr_ratio", 0.3, (0.1, 0.2, 0.3, 0.6), low=0.0, unit="aux_lr / lr", source=f"{WEN}; 0.6 is ours"
 )
+ALIKE = replace(LR_RATIO, default=1.0, grid=(0.5, 1.0, 2.0), source="ours: their updates are about as large as AdamW's")
+LR_RATIOS = {  # where it is not Muon's
+    "scion": replace(LR_RATIO, default=0.2, grid=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6), source=WEN),
+    "kron": replace(LR_RATIO, default=4.0, grid=(1.0, 2.0, 4.0, 8.0), source="ours"),
+    "soap": ALIKE,
+    "normuon": ALIKE,
+    "adamuon": ALIKE,
+}
 COMPANION_GRIDS = {"aux.beta1": (0.8, 0.9, 0.95, 0.98)}  # where it is not the grid of the companion alone
 
 
 def names() -> tuple[str, ...]:
     """Every optimizer that can be named, in alphabetical order.
 
-    >>> names()
-    ('adamw', 'muon', 'sgd')
+    >>> names()[:3]
+    ('adam_hyperball', 'adam_mini', 'adamuon')
     """
     return tuple(sorted(CATALOG))
 
@@ -75,7 +97,11 @@ def hyperparameters(name: str) -> tuple[Hyperparameter, ...]:
         for h in cls.companion.hyperparameters("aux")
         if h.name not in ("aux.lr", "aux.weight_decay")  # the one by its ratio, the other as the main rule's
     ]
-    return (*found, LR_RATIO, *companion)
+    return (*found, _lr_ratio(name), *companion)
+
+
+def _lr_ratio(name: str) -> Hyperparameter:
+    return LR_RATIOS.get(name, LR_RATIO)
 
 
 def _companion_default(cls: type[Engine], key: str) -> Any:
@@ -180,7 +206,7 @@ def _arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             current = arguments.get(field, cls.aux_arguments.get(field) or rule_defaults(cls.rule).get(field))
             arguments[field] = tuple(value if i == part else item for i, item in enumerate(current))
     if cls.companion is not None:
-        ratio = arguments.pop("aux_lr", LR_RATIO.default)
+        ratio = arguments.pop("aux_lr", _lr_ratio(name).default)
         arguments["aux_lr"] = ratio * arguments.get("lr", rule_defaults(cls.rule)["lr"])
     try:
         cls.rule(**{key: value for key, value in arguments.items() if not key.startswith("aux_")})

@@ -8,7 +8,18 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-__all__ = ["Declaration", "Hyperparameter", "betas_hp", "choice", "optional_number", "eps_hp", "hp", "lr_hp", "momentum_hp", "weight_decay_hp"]
+__all__ = [
+    "Declaration",
+    "Hyperparameter",
+    "betas_hp",
+    "choice",
+    "eps_hp",
+    "hp",
+    "lr_hp",
+    "momentum_hp",
+    "optional_number",
+    "weight_decay_hp",
+]
 
 WEN = "Wen et al. 2025 (2509.02046), phase I"
 

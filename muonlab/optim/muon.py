@@ -1,10 +1,8 @@
 """Muon: momentum, orthogonalised."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-from torch import Tensor
 
 from muonlab.optim.adam import AdamWRule
 from muonlab.optim.engine import Engine
@@ -36,12 +34,6 @@ class MuonRule(OrthogonalRule):
     state: ClassVar[Mapping[str, StateField]] = {"momentum_buffer": StateField("param")}
     step_count: ClassVar[str] = "none"
     unsaid: ClassVar[Mapping[str, Any]] = {"momentum_form": "ema"}
-
-    def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
-        return self.polar_each(us)
-
-    def matrix(self, u: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
-        return self.matrix_each([u], [state], t)[0]
 
 
 class Muon(Engine):

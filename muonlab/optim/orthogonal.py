@@ -13,7 +13,7 @@ from muonlab.kernels.polar import DTYPES, JORDAN, METHODS, Coefficients, coeffic
 from muonlab.optim.hyperparameter import choice, hp, lr_hp, momentum_hp, weight_decay_hp
 from muonlab.optim.rule import Rule
 
-__all__ = ["OrthogonalRule"]
+__all__ = ["OrthogonalRule", "check_scale"]
 
 JORDAN_TRIPLE = JORDAN.steps[0]
 MOMENTUM_FORMS = ("ema", "heavy_ball")
@@ -38,7 +38,7 @@ def _check_coefficients(value: Any) -> Any:
     return tuple(nested)
 
 
-def _check_scale(value: Any) -> Any:
+def check_scale(value: Any) -> Any:
     update_scale(1, 1, value)
     return value
 
@@ -69,7 +69,7 @@ class OrthogonalRule(Rule):
     ns_coefficients: tuple | str = hp(JORDAN_TRIPLE, check=_check_coefficients)
     eps: float = hp(1e-7, low=0.0, fixed=True)
     ns_steps: int = hp(JORDAN.num_steps, kind=int, low=1, high=100, high_closed=False)
-    adjust_lr_fn: Any = hp(None, check=_check_scale)  # noqa: RUF009  # a name, or (fan_out, fan_in) -> scale
+    adjust_lr_fn: Any = hp(None, check=check_scale)  # noqa: RUF009  # a name, or (fan_out, fan_in) -> scale
     momentum_form: str = hp("ema", check=choice("momentum_form", MOMENTUM_FORMS), keyword=True)
     polar: str = hp("newton_schulz", check=choice("polar method", METHODS), keyword=True)
     num_poles: int = hp(3, kind=int, low=1, high=4, keyword=True)
@@ -95,6 +95,12 @@ class OrthogonalRule(Rule):
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         return self.local_each([g], [w], [state], t)[0]
+
+    def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
+        return self.polar_each(us)
+
+    def matrix(self, u: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
+        return self.matrix_each([u], [state], t)[0]
 
     def polar_each(self, us: Sequence[Tensor]) -> list[Tensor]:
         return polar_each(us, **self._polar, eps=self.eps)

@@ -11,7 +11,7 @@ from torch import Tensor
 from muonlab.errors import UsageError
 from muonlab.optim.hyperparameter import Declaration, Hyperparameter, choice, hp
 
-__all__ = ["DECAYS", "Hyperparameter", "Rule", "StateField", "declarations", "hp"]
+__all__ = ["DECAYS", "LEFT", "RADIUS", "RIGHT", "Hyperparameter", "Rule", "StateField", "declarations", "hp"]
 
 DECAYS = ("decoupled", "independent", "coupled", "cautious")
 
@@ -67,6 +67,16 @@ def _frobenius(w: Tensor, shape: Shape) -> Tensor:
     return norm
 
 
+def _left(matrix: Shape) -> Shape:
+    return (*matrix[:-1], matrix[-2])
+
+
+def _right(matrix: Shape) -> Shape:
+    return (*matrix[:-2], matrix[-1], matrix[-1])
+
+
+LEFT = StateField("matrix", "matrix", _left)  # (..., fan_out, fan_out)
+RIGHT = StateField("matrix", "matrix", _right)  # (..., fan_in, fan_in)
 RADIUS = StateField("matrix", "apply", lambda matrix: (*matrix[:-2], 1, 1), _frobenius)  # of the sphere of a weight
 
 
@@ -113,7 +123,7 @@ class Rule:
         if any(issubclass(base, Rule) and base.name for base in cls.__bases__):
             raise TypeError(f"{cls.__name__}: a rule is final; compose kernels instead of subclassing a rule")
         if cls.name and (cls.application == "sphere") != ("radius" in cls.state):
-            raise TypeError(f"{cls.__name__}: the state `radius` goes with the application \"sphere\"")
+            raise TypeError(f'{cls.__name__}: the state `radius` goes with the application "sphere"')
 
     def __post_init__(self) -> None:
         for name, declaration in declarations(type(self)).items():

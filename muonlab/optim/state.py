@@ -58,9 +58,7 @@ def _declared(
                 yield state_key(name, k), field, field.shape_for(tuple(w.shape), block.shape), block
 
 
-def create(
-    rule: Rule, ws: Sequence[Tensor], states: Sequence[dict[str, Any]], group: Mapping[str, Any]
-) -> None:
+def create(rule: Rule, ws: Sequence[Tensor], states: Sequence[dict[str, Any]], group: Mapping[str, Any]) -> None:
     """Create whatever state is missing."""
     names = rule.active_state()
     for w, state in zip(ws, states, strict=True):

@@ -277,7 +277,9 @@ def _replace(job: Job, piece: Piece, live: Tensor | None) -> None:
 def _moved(job: Job, w: Tensor, piece: Piece) -> Tensor:
     rule, u, scale = job.rule, piece.u, piece.scale
     if piece.radius is not None:
-        return _on_sphere(w.reshape(piece.shape), u.reshape(piece.shape), piece.radius, rule.lr * scale).reshape(w.shape)
+        return _on_sphere(w.reshape(piece.shape), u.reshape(piece.shape), piece.radius, rule.lr * scale).reshape(
+            w.shape
+        )
     if rule.decay != "cautious":
         shrink = _shrink(job)
         if isinstance(rule.lr, Tensor):

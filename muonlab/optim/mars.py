@@ -1,0 +1,63 @@
+"""MARS: AdamW on gradients whose variance a difference of gradients reduces."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from muonlab.kernels.moments import adam_direction, ema_, ema_square_
+from muonlab.optim.engine import Engine
+from muonlab.optim.hyperparameter import betas_hp, eps_hp, hp, lr_hp, weight_decay_hp
+from muonlab.optim.rule import Rule, StateField
+
+__all__ = ["MARS", "MARSRule"]
+
+AROUND = "ours, around the optima of Wen et al. 2025 (2509.02046)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MARSRule(Rule):
+    """AdamW on a gradient that is corrected by its difference from the last one, and clipped.
+
+    Math     c = g + gamma beta1 / (1 - beta1) (g - g_last), divided by its norm over the parameter where that is above
+             1; then m, v and u as AdamW, of c instead of g. g_last starts at zero
+    Units    lr is change per element and step
+    Source   Yuan et al. 2024 (2411.10438), "MARS", the approximate form (MARS-AdamW)
+    Differs  from the authors' code: vectors are treated like everything else, not by a plain AdamW. From timm: the
+             first step has no exception
+    """
+
+    name: ClassVar[str] = "mars"
+    numerics_version: ClassVar[str] = "1"
+    source: ClassVar[str] = "Yuan et al. 2024 (2411.10438)"
+    state: ClassVar[Mapping[str, StateField]] = {
+        "exp_avg": StateField("param"),
+        "exp_avg_sq": StateField("param"),
+        "previous_grad": StateField("param"),
+    }
+    sees: ClassVar[str] = "whole"
+
+    lr: float = lr_hp(3e-3, (0.002, 0.004, 0.008, 0.016, 0.032), "change per element", AROUND)
+    betas: tuple[float, float] = betas_hp((0.95, 0.99), (0.9, 0.95, 0.98), (0.9, 0.95, 0.98, 0.99), source=AROUND)
+    eps: float = eps_hp(1e-8, source="the grid of AdamW")
+    weight_decay: float = weight_decay_hp(0.0, source="the grid of AdamW")
+    gamma: float = hp(0.025, grid=(0.0125, 0.025, 0.05), low=0.0, unit="weight of the correction", source=AROUND)
+
+    def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
+        beta1, beta2 = self.betas
+        last = state["previous_grad"]
+        c = g + (g - last) * (self.gamma * beta1 / (1 - beta1))
+        last.copy_(g)
+        peak = c.abs().amax() if c.numel() else c.new_ones(())
+        norm = torch.linalg.vector_norm(c / peak.clamp(min=1.0)) * peak.clamp(min=1.0)  # cannot overflow below 1e38
+        c = c / norm.clamp(min=1.0)
+        m, v = ema_(state["exp_avg"], c, beta1), ema_square_(state["exp_avg_sq"], c, beta2)
+        return adam_direction(m, v, self.betas, t, self.eps)
+
+
+class MARS(Engine):
+    """AdamW with variance reduction; see `MARSRule`."""
+
+    rule = MARSRule
