@@ -1,4 +1,4 @@
-"""Noise without a generator: a hash of place, step and seed, the same on every device and in any order of parameters."""
+"""Noise without a generator: a hash of place, step and seed, the same on every device."""
 
 import math
 

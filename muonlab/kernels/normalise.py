@@ -43,8 +43,6 @@ def unit_rms(x: Tensor) -> Tensor:
     >>> unit_rms(torch.tensor([3e30, -3e30])).tolist()
     [1.0, -1.0]
     """
-    if not x.numel():
-        return x.clone()
     peak = x.abs().amax()
     x = x / torch.where(peak > 0, peak, 1.0)
     return x / x.square().mean().sqrt().clamp(min=torch.finfo(x.dtype).tiny)

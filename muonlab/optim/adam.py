@@ -217,8 +217,6 @@ class AdamMiniRule(Rule):
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         m, v = ema_(state["exp_avg"], g, self.betas[0]), state["exp_avg_sq"]
-        if not g.numel():
-            return torch.zeros_like(g)
         ema_(v, g.reshape(len(v), -1).to(v.dtype).square().mean(1, keepdim=True), self.betas[1])
         return adam_direction(m.reshape(len(v), -1), v, self.betas, t, self.eps).reshape(g.shape)
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from muonlab.errors import UsageError, unknown
-from muonlab.optim.adam import ADOPT, AdamMini, AdamW, AdEMAMix, CautiousAdamW, NAdamW
+from muonlab.optim.adam import ADOPT, AdamMini, AdamW, AdamWRule, AdEMAMix, CautiousAdamW, NAdamW
 from muonlab.optim.engine import Engine
 from muonlab.optim.groups import rule_defaults
 from muonlab.optim.hyperball import AdamHyperball, MuonHyperball
@@ -19,7 +19,7 @@ from muonlab.optim.mars import MARS
 from muonlab.optim.muon import Muon
 from muonlab.optim.normuon import AdaMuon, NorMuon
 from muonlab.optim.orthogonal_sgdm import OrthogonalSGDM
-from muonlab.optim.rule import Hyperparameter, declarations
+from muonlab.optim.rule import Hyperparameter, Rule, declarations
 from muonlab.optim.scion import Scion
 from muonlab.optim.sgd import SGD
 from muonlab.optim.shampoo import Shampoo
@@ -34,6 +34,7 @@ __all__ = [
     "hyperparameters",
     "names",
     "numerics_version",
+    "optimizer_class",
     "polar_description",
     "settable",
     "space",
@@ -80,6 +81,22 @@ def get(name: str) -> type[Engine]:
     if name not in CATALOG:
         raise unknown("optimizer", name, CATALOG)
     return CATALOG[name]
+
+
+def optimizer_class(rule: type[Rule]) -> type[Engine]:
+    """The optimizer class of a rule: ours, or one made for it, with AdamW as the companion of a rule for matrices.
+
+    >>> from muonlab.optim import MuonRule
+    >>> optimizer_class(MuonRule).__name__
+    'Muon'
+    """
+    known = CATALOG.get(rule.name)
+    if known is not None and known.rule is rule:
+        return known
+    companion = AdamWRule if rule.is_matrix_rule() else None
+    defaults = {"betas": (0.9, 0.95)} if companion else {}
+    body = {"rule": rule, "companion": companion, "companion_defaults": defaults, "__doc__": rule.__doc__}
+    return type(rule.__name__.removesuffix("Rule"), (Engine,), body)
 
 
 def hyperparameters(name: str) -> tuple[Hyperparameter, ...]:

@@ -143,7 +143,8 @@ def check_values(group: Mapping[str, Any], rule: type[Rule]) -> None:
             continue
         if param.ndim < 2 or (param.ndim == 3 and group.get("role") not in (Role.EXPERT, Role.CONV)):
             raise ValueError(
-                f"{rule.__name__.removesuffix('Rule')} only supports 2D parameters, and one has shape {tuple(param.shape)}: "
+                f"{rule.__name__.removesuffix('Rule')} only supports 2D parameters, "
+                f"and one has shape {tuple(param.shape)}: "
                 'leave out `algorithm` to have it routed, or give the group a "role" ("expert" or "conv")'
             )
 

@@ -50,8 +50,8 @@ class MARSRule(Rule):
         last = state["previous_grad"]
         c = g + (g - last) * (self.gamma * beta1 / (1 - beta1))
         last.copy_(g)
-        peak = c.abs().amax() if c.numel() else c.new_ones(())
-        norm = torch.linalg.vector_norm(c / peak.clamp(min=1.0)) * peak.clamp(min=1.0)  # cannot overflow below 1e38
+        peak = c.abs().amax().clamp(min=1.0)  # so that no square overflows
+        norm = torch.linalg.vector_norm(c / peak) * peak
         c = c / norm.clamp(min=1.0)
         m, v = ema_(state["exp_avg"], c, beta1), ema_square_(state["exp_avg_sq"], c, beta2)
         return adam_direction(m, v, self.betas, t, self.eps)

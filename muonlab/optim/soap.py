@@ -37,7 +37,7 @@ def _out_of(x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
 
 
 def _track(g: Tensor, state: Mapping[str, Tensor], beta: float, phase: str, moment: str) -> None:
-    """Move the averages of g g^T and g^T g, and their eigenbases where the phase says so; `moment` follows the order."""
+    """Move the averages of g g^T and g^T g, and in some phases their eigenbases; `moment` follows their order."""
     ema_(state["left"], g @ g.mT, beta)
     ema_(state["right"], g.mT @ g, beta)
     for side, dim in (("left", -2), ("right", -1)):

@@ -72,7 +72,12 @@ class Piece:
 
 
 def update(job: Job, live: Tensor | None = None) -> None:
-    """Move weights and state of a job by one step, a bounded amount of memory at a time."""
+    """Move weights and state of a job by one step, a bounded amount of memory at a time.
+
+    A parameter without elements is left alone: no rule has to think of it.
+    """
+    if not all(w.numel() for w in job.ws):
+        job = job.part([i for i, w in enumerate(job.ws) if w.numel()])
     fused, rest = _fusible(job)
     if fused:
         _update_fused(job.part(fused) if rest else job, live)
