@@ -36,7 +36,7 @@ class Record:
     error: str = ""  # why it failed or diverged, one line first, then a traceback if there is one
     attempts: int = 1
     wall_seconds: float = 0.0  # training and evaluation, without process start
-    step_seconds: float | None = None  # median over the run's steps
+    step_seconds: float | None = None  # median over windows of ten steps
     eval_seconds: float = 0.0
     tokens: int = 0  # trained on
     flops: float = 0.0  # forward and backward, as the task counts them

@@ -71,8 +71,14 @@ def _fresh_seeds(evidence: Evidence, records: Records, finding: Comparison) -> C
 
 
 def _same_tuning(evidence: Evidence, records: Records, finding: Comparison) -> Check:
-    tuned = {name: cell.tuning.coordinates for name, cell in _cells(evidence) if _is_main(cell, evidence)}
-    odd = sorted({name for names in tuned.values() for name in names if _shared(name)} - _common(tuned))
+    cells = {name: cell for name, cell in _cells(evidence) if _is_main(cell, evidence)}
+    tuned = {name: cell.tuning.coordinates for name, cell in cells.items()}
+    shared = sorted({key for keys in tuned.values() for key in keys if _shared(key)})
+    odd = [
+        key
+        for key in shared
+        if any(key not in tuned[name] and _has(cell, records, key) for name, cell in cells.items())
+    ]
     detail = "; ".join(f"{name}: {', '.join(coordinates)}" for name, coordinates in tuned.items())
     return Check(name="same_tuning", ok=not odd, detail=detail)
 
@@ -82,8 +88,10 @@ def _shared(coordinate: str) -> bool:
     return coordinate in ("opt.lr", "opt.weight_decay") or not coordinate.startswith(("opt.", "aux."))
 
 
-def _common(tuned: Mapping[str, tuple[str, ...]]) -> set[str]:
-    return set.intersection(*(set(names) for names in tuned.values())) if tuned else set()
+def _has(cell: Cell, records: Records, coordinate: str) -> bool:
+    """Whether it could have been tuned: a rule whose weights keep their norm has no weight decay."""
+    specs = [records[key].spec for key in cell.keys]
+    return not coordinate.startswith("opt.") or any(coordinate in spec.hyperparameters for spec in specs)
 
 
 def _is_main(cell: Cell, evidence: Evidence) -> bool:

@@ -53,6 +53,8 @@ class PublishesRoles(Protocol):
 
 # Optional, looked up by name:
 # `flops_per_token(model) -> float`: forward and backward; 6 x parameters otherwise.
+# `curvature_loss(model, batch) -> Tensor`: the mean loss against labels drawn from the model's own predictions, which
+#     optimizers that observe curvature (Sophia) ask for now and then.
 # `fingerprint() -> str`: hash of the data; the options and the hash of the source identify it otherwise.
 # `check(batch_samples: int) -> None`: raises UsageError where a batch exceeds the data.
 # `roles` may give plain strings ("hidden") instead of `Role`, so that a task need not import muonlab.

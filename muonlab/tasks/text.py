@@ -121,6 +121,12 @@ class Text:
         logits_BTV = model(batch[:, :-1])
         return F.cross_entropy(logits_BTV.flatten(0, 1).float(), batch[:, 1:].flatten())
 
+    def curvature_loss(self, model: torch.nn.Module, batch: Tensor) -> Tensor:
+        """Mean cross-entropy against tokens drawn from the model's own predictions, by torch's global generator."""
+        logits = model(batch[:, :-1]).flatten(0, 1).float()
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1).squeeze(1)
+        return F.cross_entropy(logits, drawn)
+
     def roles(self, model: Decoder) -> dict[str, Role]:
         return model.roles()
 

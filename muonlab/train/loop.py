@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,10 @@ from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state
 from muonlab.train.environment import environment, peak_bytes
 from muonlab.train.schedules import lr_factor, progress_at
 
-__all__ = ["Interrupted", "to_device", "train"]
+__all__ = ["Interrupted", "check_observation", "to_device", "train"]
 
 CURVE_POINTS = 256  # a longer training curve is averaged down to this many points
+WINDOW_STEPS = 10  # over which step times are averaged: preconditioners are refreshed every tenth step, or more often
 
 
 class Interrupted(Exception):
@@ -85,6 +86,7 @@ class _Run:
     eval_curve: list[tuple[int, float]] = field(default_factory=list)
     eval_seconds: float = 0.0
     earlier_seconds: float = 0.0  # wall time before a resume
+    num_observations: int = 0  # batches that were passed once more for what a rule observes
     diverged_step: int | None = None
     reason: str = ""
 
@@ -101,6 +103,7 @@ class _Run:
         self.optimizer = optimizers.build(
             spec.optimizer, self.model, tasks.roles_of(self.task, self.model), spec.hyperparameters
         )
+        check_observation(self.optimizer, self.task)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.forward: nn.Module = torch.compile(self.model) if spec.compile else self.model
@@ -114,7 +117,13 @@ class _Run:
             group["lr"] = peak * factor
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward((step - 1) * self.samples)
+        start = (step - 1) * self.samples
+        if self.optimizer.wants_observation():
+            self._backward(start, self.task.curvature_loss)
+            self.optimizer.observe(self.spec.batch_tokens)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.num_observations += 1
+        loss = self._backward(start, self.task.loss)
         norm = float(nn.utils.clip_grad_norm_(self.params, self.spec.clip or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = "loss" if not math.isfinite(loss) else "gradient norm"
@@ -125,14 +134,14 @@ class _Run:
         self.losses.append(loss)
         self.step_seconds.append(time.perf_counter() - started)
 
-    def _backward(self, start: int) -> float:
+    def _backward(self, start: int, loss_of: Callable[[nn.Module, Any], Tensor]) -> float:
         parts = self.samples // self.micro_samples
         total: Tensor | float = 0.0
         for part in range(parts):
             first = start + part * self.micro_samples
             batch = to_device(self.task.batch(self.spec.seed, first, self.micro_samples), self.spec.device)
             with self._autocast():
-                loss = self.task.loss(self.forward, batch) / parts
+                loss = loss_of(self.forward, batch) / parts
             loss.backward()
             total = total + loss.detach()
         return float(total)
@@ -167,6 +176,7 @@ class _Run:
             self.diverged_step, self.reason = self.step, "held-out loss not finite after the last step"
         diverged = self.diverged_step is not None
         tokens = self.step * self.spec.batch_tokens
+        passed = tokens + self.num_observations * self.spec.batch_tokens
         steps, losses = _thin(self.losses)
         return Record(
             spec=self.spec,
@@ -180,10 +190,10 @@ class _Run:
             last_finite_loss=self.losses[-1] if diverged and self.losses else None,
             error=self.reason,
             wall_seconds=self.earlier_seconds + time.perf_counter() - self.started,
-            step_seconds=median(self.step_seconds) if self.step_seconds else None,
+            step_seconds=_typical(self.step_seconds),
             eval_seconds=self.eval_seconds,
             tokens=tokens,
-            flops=tasks.flops_per_token(self.task, self.model) * tokens,
+            flops=tasks.flops_per_token(self.task, self.model) * passed,
             params=_params_by_role(self.optimizer),
             peak_bytes=peak_bytes(self.spec.device),
             environment=environment(self.spec.device),
@@ -199,6 +209,7 @@ class _Run:
             "rng": rng_state(self.spec.device),
             "curves": [self.losses, self.step_seconds, [list(point) for point in self.eval_curve]],
             "seconds": [self.earlier_seconds + time.perf_counter() - self.started, self.eval_seconds],
+            "num_observations": self.num_observations,
         }
 
     def load_state_dict(self, state: dict[str, Any], eval_steps: Collection[int] = ()) -> None:
@@ -214,7 +225,25 @@ class _Run:
         self.losses, self.step_seconds = list(state["curves"][0]), list(state["curves"][1])
         self.eval_curve = [(int(step), loss) for step, loss in state["curves"][2]]
         self.earlier_seconds, self.eval_seconds = state["seconds"]
+        self.num_observations = state.get("num_observations", 0)
         restore_rng(state["rng"])
+
+
+def check_observation(optimizer: Engine, task: Task) -> None:
+    """Raises   UsageError if the optimizer observes curvature and the task has no `curvature_loss`"""
+    if optimizer.rule.observes and not hasattr(task, "curvature_loss"):
+        raise UsageError(
+            f"{optimizer.rule.name} observes curvature, so the task needs a method curvature_loss(model, batch): "
+            "the mean loss against labels drawn from the model's own predictions"
+        )
+
+
+def _typical(seconds: list[float]) -> float | None:
+    """The median over windows of the mean time of a step: what recurs counts, what disturbs one window does not."""
+    if len(seconds) < 2 * WINDOW_STEPS:
+        return median(seconds) if seconds else None
+    starts = range(0, len(seconds) - WINDOW_STEPS + 1, WINDOW_STEPS)
+    return median(mean(seconds[start : start + WINDOW_STEPS]) for start in starts)
 
 
 def _samples(spec: RunSpec, task: Task) -> int:

@@ -250,3 +250,11 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_same_tuning_does_not_ask_for_a_hyperparameter_that_an_optimizer_has_not(case):
+    case.tuning("a", coordinates=("opt.lr",))
+    for key in case.cell("a").keys:
+        settings = {k: v for k, v in case.records[key].spec.hyperparameters.items() if k != "opt.weight_decay"}
+        case.spec(key, hyperparameters=settings)
+    assert {check.name: check.ok for check in case.conclude().checks}["same_tuning"]
