@@ -1,8 +1,5 @@
-"""Moving averages: the arithmetic that first- and second-moment rules share."""
+"""Moving averages: the arithmetic that first- and second-moment rules share. For tensors, and for bundles of them."""
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 __all__ = [
@@ -10,10 +7,9 @@ __all__ = [
     "adam_root",
     "bias_correction",
     "ema_",
-    "ema_each_",
     "ema_square_",
-    "mix_each",
-    "momentum_each",
+    "mix",
+    "momentum_",
 ]
 
 
@@ -31,48 +27,34 @@ def ema_(m: Tensor, x: Tensor, beta: float) -> Tensor:
     return m.lerp_(x, _weight(1 - beta, x))
 
 
-def ema_each_(ms: Sequence[Tensor], xs: Sequence[Tensor], beta: float) -> None:
-    """`ema_` of many averages in one call."""
-    if isinstance(beta, Tensor):
-        for m, x in zip(ms, xs, strict=True):
-            ema_(m, x, beta)
-    else:
-        torch._foreach_lerp_(ms, xs, 1 - beta)
-
-
-def mix_each(xs: Sequence[Tensor], ms: Sequence[Tensor], weight: float) -> list[Tensor]:
-    """Part of the way from each x to its m, into new tensors.
+def mix(x: Tensor, m: Tensor, weight: float) -> Tensor:
+    """Part of the way from x to m, into a new tensor.
 
     Math     x + weight (m - x)
 
-    >>> mix_each([torch.tensor([1.0])], [torch.tensor([3.0])], 0.25)[0].item()
+    >>> import torch
+    >>> mix(torch.tensor([1.0]), torch.tensor([3.0]), 0.25).item()
     1.5
     """
-    if isinstance(weight, Tensor):
-        return [x.lerp(m, _weight(weight, x)) for x, m in zip(xs, ms, strict=True)]
-    return list(torch._foreach_lerp(xs, ms, weight))
+    return x.lerp(m, _weight(weight, x))
 
 
-def momentum_each(
-    ms: Sequence[Tensor], gs: Sequence[Tensor], momentum: float, *, nesterov: bool, form: str = "ema"
-) -> list[Tensor]:
-    """Move many momentum buffers in place, and return the directions that they give, as new tensors.
+def momentum_(m: Tensor, g: Tensor, momentum: float, *, nesterov: bool, form: str = "ema") -> Tensor:
+    """Move a momentum buffer in place, and return the direction that it gives, as a new tensor.
 
     Math     ema:        m <- momentum m + (1 - momentum) g;  g + momentum (m - g) if nesterov else m
              heavy_ball: m <- momentum m + g;                 g + momentum m if nesterov else m
 
+    >>> import torch
     >>> m = torch.tensor([1.0])
-    >>> momentum_each([m], [torch.tensor([3.0])], 0.5, nesterov=True)[0].item(), m.item()
+    >>> momentum_(m, torch.tensor([3.0]), 0.5, nesterov=True).item(), m.item()
     (2.5, 2.0)
     """
     if form == "ema":
-        ema_each_(ms, gs, momentum)
-        return mix_each(gs, ms, momentum) if nesterov else [m.clone() for m in ms]
-    torch._foreach_mul_(ms, momentum)
-    torch._foreach_add_(ms, gs)
-    if not nesterov:
-        return [m.clone() for m in ms]
-    return list(torch._foreach_add(gs, torch._foreach_mul(ms, momentum)))
+        ema_(m, g, momentum)
+        return mix(g, m, momentum) if nesterov else m.clone()
+    m.mul_(momentum).add_(g)
+    return g + m * momentum if nesterov else m.clone()
 
 
 def adam_direction(m: Tensor, v: Tensor, betas: tuple[float, float], t: int, eps: float) -> Tensor:
@@ -81,6 +63,7 @@ def adam_direction(m: Tensor, v: Tensor, betas: tuple[float, float], t: int, eps
     Math     m' / (sqrt(v') + eps),  m' = m / (1 - beta1^t),  v' = v / (1 - beta2^t)
     Shapes   v may be broadcast to m; a new tensor
 
+    >>> import torch
     >>> adam_direction(torch.tensor([0.1]), torch.tensor([0.04]), (0.9, 0.96), 1, 0.0).item()
     1.0
     """
@@ -90,11 +73,6 @@ def adam_direction(m: Tensor, v: Tensor, betas: tuple[float, float], t: int, eps
 def adam_root(v: Tensor, beta2: float, t: int, eps: float) -> Tensor:
     """sqrt(v / (1 - beta2^t)) + eps, a new tensor."""
     return v.sqrt().div_(bias_correction(beta2, t) ** 0.5).add_(eps)
-
-
-def _weight(value: float | Tensor, like: Tensor) -> float | Tensor:
-    """A compiled step hands over tensors, and `lerp` wants them in the dtype and on the device of the rest."""
-    return value.to(like.device, like.dtype) if isinstance(value, Tensor) else value
 
 
 def ema_square_(v: Tensor, x: Tensor, beta: float) -> Tensor:
@@ -121,3 +99,8 @@ def bias_correction(beta: float, t: int) -> float:
     0.75
     """
     return 1 - beta**t
+
+
+def _weight(value: float | Tensor, like: Tensor) -> float | Tensor:
+    """A compiled step hands over tensors, and `lerp` wants them in the dtype and on the device of the rest."""
+    return value.to(like.device, like.dtype) if isinstance(value, Tensor) else value

@@ -81,6 +81,7 @@ class AdamWRule(Rule):
     numerics_version: ClassVar[str] = "1"
     source: ClassVar[str] = "Loshchilov & Hutter 2019 (1711.05101)"
     state: ClassVar[Mapping[str, StateField]] = MOMENTS
+    bundles: ClassVar[bool] = True
     unsupported: ClassVar[tuple[str, ...]] = ("amsgrad", "capturable", "differentiable")
     fused = fused_adamw_
 
@@ -130,6 +131,7 @@ class NAdamWRule(Rule):
     state: ClassVar[Mapping[str, StateField]] = MOMENTS | {
         "mu_product": StateField("scalar", start=lambda w, shape: w.new_ones(shape))
     }
+    bundles: ClassVar[bool] = True
 
     lr: float = lr_hp(1e-3, GRID, UNIT)
     betas: tuple[float, float] = betas_hp((0.9, 0.999), WIDE)
@@ -181,7 +183,7 @@ class CautiousAdamWRule(Rule):
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         m, v = ema_(state["exp_avg"], g, self.betas[0]), ema_square_(state["exp_avg_sq"], g, self.betas[1])
-        mask = (m.signbit() == g.signbit()) & (m != 0) & (g != 0)  # the product m g could underflow
+        mask = m.sign() * g > 0  # the product m g could underflow
         share = mask.to(torch.float32).mean().clamp(min=1e-3)
         return adam_direction(m, v, self.betas, t, self.eps).mul_(mask / share)
 
@@ -235,6 +237,11 @@ class AdamMini(Engine):
     rule = AdamMiniRule
 
 
+def _floor(eps: float | Tensor, v: Tensor) -> float | Tensor:
+    """eps as a bound that keeps a quotient finite."""
+    return eps.to(v.device, v.dtype) if isinstance(eps, Tensor) else max(eps, torch.finfo(v.dtype).tiny)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ADOPTRule(Rule):
     """Adam whose second moment excludes the gradient that it scales, so that it converges with any beta2.
@@ -249,6 +256,7 @@ class ADOPTRule(Rule):
     numerics_version: ClassVar[str] = "1"
     source: ClassVar[str] = "Taniguchi et al. 2024 (2411.02853)"
     state: ClassVar[Mapping[str, StateField]] = MOMENTS
+    bundles: ClassVar[bool] = True
 
     lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
     betas: tuple[float, float] = betas_hp((0.9, 0.9999), (0.9, 0.95, 0.98), (0.99, 0.999, 0.9999), source="ours")
@@ -262,9 +270,10 @@ class ADOPTRule(Rule):
         m, v = state["exp_avg"], state["exp_avg_sq"]
         if self.phase == "first":
             v.copy_(g * g)
-            return torch.zeros_like(g)
-        bound = torch.as_tensor((t - 1) ** 0.25, dtype=g.dtype, device=g.device)
-        ratio = (g / v.sqrt().clamp_(min=self.eps or torch.finfo(v.dtype).tiny)).clamp_(-bound, bound)
+            return g - g
+        bound = (t - 1) ** 0.25
+        bound = bound.to(g.device, g.dtype) if isinstance(bound, Tensor) else bound
+        ratio = (g / v.sqrt().clamp_(min=_floor(self.eps, v))).clamp_(-bound, bound)
         ema_square_(v, g, self.betas[1])
         return ema_(m, ratio, self.betas[0]).clone()
 
@@ -290,6 +299,7 @@ class AdEMAMixRule(Rule):
     numerics_version: ClassVar[str] = "1"
     source: ClassVar[str] = "Pagliardini et al. 2024 (2409.03137)"
     state: ClassVar[Mapping[str, StateField]] = MOMENTS | {"exp_avg_slow": StateField("param")}
+    bundles: ClassVar[bool] = True
 
     lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
     betas: tuple[float, float, float] = betas_hp(
@@ -307,6 +317,8 @@ class AdEMAMixRule(Rule):
             done = torch.as_tensor(t / self.mix_warmup_steps, dtype=torch.float64).clamp(max=1.0)
             fast, slow = (torch.as_tensor(beta, dtype=torch.float64).log() for beta in (beta1, beta3))
             alpha, beta3 = alpha * done, (fast * slow / ((1 - done) * slow + done * fast)).exp()
+            if not isinstance(t, Tensor):
+                alpha, beta3 = float(alpha), float(beta3)
         m, v = ema_(state["exp_avg"], g, beta1), ema_square_(state["exp_avg_sq"], g, beta2)
         mixed = ema_(state["exp_avg_slow"], g, beta3) * alpha + m / bias_correction(beta1, t)
         return mixed.div_(adam_root(v, beta2, t, self.eps))

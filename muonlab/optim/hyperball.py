@@ -78,6 +78,7 @@ class AdamHyperballRule(Rule):
         "exp_avg_sq": StateField("param"),
         "radius": RADIUS,
     }
+    bundles: ClassVar[bool] = True
     application: ClassVar[str] = "sphere"
 
     lr: float = lr_hp(0.02, GRID, UNIT, "ours")

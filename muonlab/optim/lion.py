@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from muonlab.kernels.moments import ema_, mix_each, momentum_each
+from muonlab.kernels.moments import ema_, mix, momentum_
 from muonlab.optim.engine import Engine
 from muonlab.optim.hyperparameter import betas_hp, hp, lr_hp, momentum_hp, weight_decay_hp
 from muonlab.optim.rule import Rule, StateField
@@ -32,6 +32,7 @@ class LionRule(Rule):
     source: ClassVar[str] = "Chen et al. 2023 (2302.06675)"
     state: ClassVar[Mapping[str, StateField]] = {"exp_avg": StateField("param")}
     step_count: ClassVar[str] = "none"
+    bundles: ClassVar[bool] = True
 
     lr: float = lr_hp(1e-4, GRID, UNIT, AROUND)
     betas: tuple[float, float] = betas_hp((0.9, 0.99), (0.8, 0.9, 0.95), (0.9, 0.95, 0.98), source=AROUND)
@@ -39,7 +40,7 @@ class LionRule(Rule):
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         m = state["exp_avg"]
-        u = mix_each([g], [m], self.betas[0])[0].sign_()
+        u = mix(g, m, self.betas[0]).sign_()
         ema_(m, g, self.betas[1])
         return u
 
@@ -73,6 +74,7 @@ class SignumRule(Rule):
     source: ClassVar[str] = "Bernstein et al. 2018 (1802.04434)"
     state: ClassVar[Mapping[str, StateField]] = {"momentum_buffer": StateField("param")}
     step_count: ClassVar[str] = "none"
+    bundles: ClassVar[bool] = True
 
     lr: float = lr_hp(1e-4, GRID, UNIT, "the grid of Lion")
     momentum: float = momentum_hp(0.9, (0.8, 0.9, 0.95, 0.98), "the grid of Muon")
@@ -80,7 +82,7 @@ class SignumRule(Rule):
     nesterov: bool = hp(False, kind=bool)
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
-        return momentum_each([state["momentum_buffer"]], [g], self.momentum, nesterov=self.nesterov)[0].sign_()
+        return momentum_(state["momentum_buffer"], g, self.momentum, nesterov=self.nesterov).sign_()
 
 
 class Signum(Engine):

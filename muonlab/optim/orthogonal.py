@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from muonlab.kernels.moments import momentum_each
+from muonlab.kernels.moments import momentum_
 from muonlab.kernels.norms import update_scale
 from muonlab.kernels.polar import DTYPES, JORDAN, METHODS, Coefficients, coefficients_for, polar_each, resolve
 from muonlab.optim.hyperparameter import choice, hp, lr_hp, momentum_hp, weight_decay_hp
@@ -62,6 +62,8 @@ class OrthogonalRule(Rule):
     The first eight are those of torch.optim.Muon, in its order.
     """
 
+    bundles: ClassVar[bool] = True
+
     lr: float = lr_hp(1e-3, SPECTRAL_GRID, SPECTRAL_UNIT)
     weight_decay: float = weight_decay_hp(0.1)
     momentum: float = momentum_hp(0.95)
@@ -87,14 +89,9 @@ class OrthogonalRule(Rule):
         resolve(1, 1, **arguments, device_type="cpu")
         object.__setattr__(self, "_polar", arguments)
 
-    def local_each(
-        self, gs: Sequence[Tensor], ws: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int
-    ) -> list[Tensor]:
-        ms = [state["momentum_buffer"] for state in states]
-        return momentum_each(ms, gs, self.momentum, nesterov=self.nesterov, form=self.momentum_form)
-
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
-        return self.local_each([g], [w], [state], t)[0]
+        form = {"nesterov": self.nesterov, "form": self.momentum_form}
+        return momentum_(state["momentum_buffer"], g, self.momentum, **form)
 
     def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
         return self.polar_each(us)

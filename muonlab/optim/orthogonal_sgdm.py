@@ -1,12 +1,12 @@
 """Orthogonal-SGDM: orthogonalise first, then average."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from muonlab.kernels.moments import momentum_each
+from muonlab.kernels.moments import momentum_
 from muonlab.optim.adam import AdamWRule
 from muonlab.optim.engine import Engine
 from muonlab.optim.hyperparameter import hp
@@ -36,14 +36,11 @@ class OrthogonalSGDMRule(OrthogonalRule):
 
     nesterov: bool = hp(False, kind=bool)
 
-    def local_each(
-        self, gs: Sequence[Tensor], ws: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int
-    ) -> list[Tensor]:
-        return list(gs)
+    def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
+        return g
 
     def finish(self, u: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
-        m = state["momentum_buffer"]
-        return momentum_each([m], [u], self.momentum, nesterov=self.nesterov, form=self.momentum_form)[0]
+        return momentum_(state["momentum_buffer"], u, self.momentum, nesterov=self.nesterov, form=self.momentum_form)
 
 
 class OrthogonalSGDM(Engine):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from muonlab.errors import UsageError
+from muonlab.kernels.bundle import Bundle, bundling_pays
 from muonlab.optim.hyperparameter import Declaration, Hyperparameter, choice, hp
 
 __all__ = ["DECAYS", "LEFT", "RADIUS", "RIGHT", "Hyperparameter", "Rule", "StateField", "declarations", "hp"]
@@ -113,6 +114,7 @@ class Rule:
     fused: ClassVar[Callable[..., None] | None] = None  # same numbers as `local` and its application, many at once
     application: ClassVar[Literal["additive", "sphere"]] = "additive"
     sees: ClassVar[Literal["elements", "rows", "whole"]] = "elements"  # the least of a parameter that `local` needs
+    bundles: ClassVar[bool] = False  # `local` only uses what a Bundle has, so it may be given one
     observes: ClassVar[str] = ""  # what `observe` wants, for people; empty: nothing
     phase: ClassVar[str] = ""  # of this step, see `phase_at`
 
@@ -148,7 +150,11 @@ class Rule:
     def local_each(
         self, gs: Sequence[Tensor], ws: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int
     ) -> list[Tensor]:
-        """`local` of many parameters."""
+        """`local` of many parameters, in one go where the rule `bundles`."""
+        if self.bundles and bundling_pays(gs):
+            names = [name for name, field in self.active_state().items() if field.stage == "local"]
+            state = {name: Bundle([state[name] for state in states]) for name in names}
+            return self.local(Bundle(gs), Bundle(ws), state, t).tensors
         return [self.local(g, w, state, t) for g, w, state in zip(gs, ws, states, strict=True)]
 
     def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from muonlab.kernels.moments import bias_correction, ema_, momentum_each
+from muonlab.kernels.moments import bias_correction, ema_, momentum_
 from muonlab.kernels.roots import inverse_root
 from muonlab.optim.adam import AdamWRule
 from muonlab.optim.engine import Engine
@@ -78,7 +78,7 @@ class ShampooRule(Rule):
         return 1.0 if self.beta2 == 1.0 else bias_correction(self.beta2, t)
 
     def finish(self, u: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
-        return momentum_each([state["momentum_buffer"]], [u], self.momentum, nesterov=self.nesterov)[0]
+        return momentum_(state["momentum_buffer"], u, self.momentum, nesterov=self.nesterov)
 
 
 class Shampoo(Engine):

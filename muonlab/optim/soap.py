@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from muonlab.kernels.moments import adam_direction, adam_root, ema_, ema_square_, momentum_each
+from muonlab.kernels.moments import adam_direction, adam_root, ema_, ema_square_, momentum_
 from muonlab.kernels.roots import eigenbasis, power_iterated
 from muonlab.optim.adam import AdamWRule
 from muonlab.optim.engine import Engine
@@ -133,10 +133,8 @@ class SOAPMuonRule(OrthogonalRule):
     def phase_at(self, t: int) -> str:
         return _phase(t, self.precondition_frequency)
 
-    def local_each(
-        self, gs: Sequence[Tensor], ws: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int
-    ) -> list[Tensor]:
-        return list(gs)
+    def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
+        return g
 
     def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
         found = []
@@ -144,7 +142,7 @@ class SOAPMuonRule(OrthogonalRule):
             g, whitened = u.to(state["left"].dtype), torch.zeros_like(u)
             if self.phase != "first":
                 options = {"nesterov": self.nesterov, "form": self.momentum_form}
-                m = momentum_each([state["momentum_buffer"]], [u], self.momentum, **options)[0].to(g.dtype)
+                m = momentum_(state["momentum_buffer"], u, self.momentum, **options).to(g.dtype)
                 v = ema_square_(state["exp_avg_sq"], _into(g, state).to(u.dtype), self.beta2).to(g.dtype)
                 root = adam_root(v, self.beta2, t - 1, self.moment_eps)
                 whitened = _out_of(_into(m, state).div_(root), state).to(u.dtype)

@@ -33,6 +33,7 @@ class SophiaRule(Rule):
     numerics_version: ClassVar[str] = "1"
     source: ClassVar[str] = "Liu et al. 2023 (2305.14342)"
     state: ClassVar[Mapping[str, StateField]] = {"exp_avg": StateField("param"), "hessian": StateField("param")}
+    bundles: ClassVar[bool] = True
     observes: ClassVar[str] = "curvature: the gradient of the loss against labels drawn from the model's predictions"
 
     lr: float = lr_hp(1e-3, (0.0005, 0.001, 0.002, 0.004, 0.008), "change per element", AROUND)

@@ -296,5 +296,5 @@ def _moved(job: Job, w: Tensor, piece: Piece) -> Tensor:
 
 def _on_sphere(w: Tensor, u: Tensor, radius: Tensor, angle: float | Tensor) -> Tensor:
     """w turned against u, by arctan(angle) where the two are orthogonal, on the sphere of that radius."""
-    moved = normalise(w.to(radius.dtype)) - angle * normalise(u.to(radius.dtype))
+    moved = w.to(radius.dtype) - angle * radius * normalise(u.to(radius.dtype))
     return (radius * normalise(moved)).to(w.dtype)
