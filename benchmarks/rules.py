@@ -58,10 +58,7 @@ OTHERS: dict[str, tuple[dict[str, Any], tuple[Contender, ...]]] = {
     "scion": ({}, (po("SCION"),)),
     "soap": ({}, (po("SOAP", precondition_frequency=10), hb("SOAP", precondition_frequency=10))),
     "shampoo": ({"precondition_frequency": 10}, (po("ScalableShampoo", preconditioning_compute_steps=10),)),
-    "kron": (
-        {"update_flat_steps": 0, "update_probability": 0.1},
-        (po("Kron", pre_conditioner_update_probability=0.1),),
-    ),
+    "kron": ({"update_probability": 1.0}, (po("Kron", pre_conditioner_update_probability=1.0),)),
 }
 
 

@@ -221,7 +221,8 @@ def _matrix_stage(job: Job, owners: Sequence[tuple[int, int, Block]], us: Sequen
             found[n] = direction
         if len(ns) > 1:
             for name, stacked in workspace.items():
-                torch._foreach_copy_([states[n].views[name] for n in ns], list(stacked.unbind(0)))
+                if _was_written(stacked):
+                    torch._foreach_copy_([states[n].views[name] for n in ns], list(stacked.unbind(0)))
     for state in states:
         state.write_back()
     return [found[n] for n in range(len(us))]
@@ -231,6 +232,11 @@ def _stacked(states: Sequence[State]) -> State:
     if len(states) == 1:
         return states[0]
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+def _was_written(fresh: Tensor) -> bool:
+    """Whether anybody wrote a tensor since it was made; a traced graph cannot tell."""
+    return torch.compiler.is_compiling() or fresh._version > 0
 
 
 def _shrink(job: Job) -> float | Tensor:
