@@ -207,10 +207,12 @@ class _StageState:
 def _matrix_stage(job: Job, owners: Sequence[tuple[int, int, Block]], us: Sequence[Tensor]) -> list[Tensor]:
     """`matrix` of every view: those of one shape as a stack, and their own state stacked into a workspace."""
     states = [_StageState(job, i, k, block, "matrix") for i, k, block in owners]
+    keeps_squares = any(field.layout == "matrix" for field in job.rule.active_state().values())
+    decisive = max if keeps_squares else min  # the longer side is that of a square in the state, which is copied, too
     stacks: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for n, u in enumerate(us):
         shape = tuple(u.shape)
-        stacks[shape if min(shape[-2:]) <= STACK_MAX_SIDE else (n,)].append(n)
+        stacks[shape if decisive(shape[-2:]) <= STACK_MAX_SIDE else (n,)].append(n)
     groups = list(stacks.values())
     inputs = [us[ns[0]] if len(ns) == 1 else torch.stack([us[n] for n in ns]) for ns in groups]
     workspaces = [_stacked([states[n].views for n in ns]) for ns in groups]
