@@ -16,10 +16,11 @@ LAYERS = {
     "__main__": ({"cli"}, set()),
     "errors": (set(), set()),
     "roles": (set(), set()),
+    "user_code": (set(), set()),
     "kernels": (set(), {"torch"}),
-    "optim": ({"kernels"}, {"torch"}),
+    "optim": ({"kernels", "user_code"}, {"torch"}),
     "records": (set(), {"numpy", "sqlalchemy", "alembic"}),
-    "tasks": ({"records"}, {"torch", "numpy"}),
+    "tasks": ({"records", "user_code"}, {"torch", "numpy"}),
     "train": ({"optim", "tasks", "records"}, {"torch", "numpy"}),
     "execute": ({"train", "records"}, set()),
     "study": ({"execute", "train", "tasks", "optim", "records", "analyze"}, {"numpy", "pydantic"}),
@@ -27,7 +28,7 @@ LAYERS = {
     "report": ({"analyze", "records"}, {"matplotlib", "jinja2", "rich"}),
     "bench": ({"kernels", "optim"}, {"torch"}),  # and peers by name, when they are measured
     "integrations": ({"optim"}, set()),
-    "testing": ({"optim", "kernels"}, {"torch"}),
+    "testing": ({"optim", "kernels", "user_code"}, {"torch"}),
     "cli": (
         {"kernels", "optim", "records", "tasks", "train", "execute", "study", "analyze", "report", "bench",
          "integrations"},
@@ -124,6 +125,7 @@ PLANTED = {
     "torch at once, in a class": ("cli/app.py", "class A:\n    import torch"),
     "torch at once, in a branch": ("execute/local.py", "try:\n    import torch\nexcept ImportError:\n    pass"),
     "a new dependency": ("records/store.py", "def f():\n    import pandas"),
+    "what finds a user's code knows no torch": ("user_code.py", "import torch"),
     "a new package": ("plugins/new.py", "x = 1"),
 }
 

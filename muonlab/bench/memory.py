@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["METHOD", "extra_bytes", "state_bytes"]
+from muonlab.optim.engine import Engine
+
+__all__ = ["METHOD", "STATE_SIDE", "extra_bytes", "state_bytes", "state_bytes_per_parameter"]
+
+STATE_SIDE = 256  # of the square matrix whose state is the figure of an optimizer
 
 METHOD = {
     "cpu": "allocations of torch's CPU allocator during one step, by torch.profiler; scratch memory that MKL or oneDNN "
@@ -83,6 +87,26 @@ def state_bytes(optimizer: Optimizer) -> int:
                 if known is not None:
                     storages.pop(known.untyped_storage().data_ptr(), None)
     return sum(storage.nbytes() for storage in storages.values())
+
+
+def state_bytes_per_parameter(make: Callable[[nn.Parameter], Optimizer]) -> float:
+    """State of the optimizer of one float32 matrix, 256 x 256, after two steps, over the number of its elements.
+
+    A companion has no part in it. Factors of the two sides of a matrix count as for a square one, their smallest.
+
+    >>> import torch
+    >>> round(state_bytes_per_parameter(lambda w: torch.optim.AdamW([w])), 3)
+    8.0
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(STATE_SIDE, STATE_SIDE, generator=generator))
+    optimizer = make(weight)
+    for _ in range(2):  # some rules only prepare in the first
+        weight.grad = torch.randn(weight.shape, generator=generator)
+        if isinstance(optimizer, Engine) and optimizer.wants_observation():
+            optimizer.observe(num_samples=1.0)
+        optimizer.step()
+    return state_bytes(optimizer) / weight.numel()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import muonlab
-from muonlab.cli import bench, doctor, runs, single, studies
+from muonlab.cli import bench, doctor, optimizers, runs, single, studies
 
 __all__ = ["app"]
 
@@ -22,6 +22,7 @@ app.command("demo")(studies.demo)
 app.command("compare")(studies.compare)
 app.command("tune")(studies.tune)
 app.command("train")(single.train)
+app.command("optimizers")(optimizers.optimizers)
 app.command("bench")(bench.bench)
 app.command("report")(studies.report)
 app.add_typer(runs.app, name="runs")

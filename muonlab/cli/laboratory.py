@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,7 @@ def users_code() -> Iterator[None]:
         os.close(kept)
 
 
-def print_json(document: Mapping[str, Any]) -> None:
+def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
     """One JSON document on stdout, undefined numbers as null."""
     sys.stdout.write(json.dumps(json.loads(json_text(document)), indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()

@@ -7,15 +7,20 @@ import typer
 
 __all__ = [
     "DEFAULT_ARTIFACTS", "DEFAULT_STORE", "Artifacts", "BatchTokens", "Compile", "Config", "Data", "Device", "DryRun",
-    "Json", "Margin", "MaxRuns", "NoProgress", "Out", "Precision", "Set", "StoreUrl", "Task", "Threads", "Tokens",
-    "Variant", "Workers",
+    "Json", "Margin", "MaxRuns", "NoProgress", "Optimizer", "Optimizers", "Out", "Precision", "Set", "StoreUrl", "Task",
+    "Threads", "Tokens", "Variant", "Workers",
 ]  # fmt: skip
 
 DEFAULT_STORE = "muonlab.db"
 DEFAULT_ARTIFACTS = Path("muonlab-artifacts")
 
-Task = Annotated[
-    str, typer.Argument(metavar="TASK", help="text, or a task of your own: path/to/file.py:Class or module:Class")
+OWN = "path/to/file.py:Class or module:Class"
+
+Task = Annotated[str, typer.Argument(metavar="TASK", help=f"text, or a task of your own: {OWN}")]
+Optimizer = Annotated[str, typer.Option("--optimizer", help=f"Name of an optimizer, or one of your own: {OWN}.")]
+Optimizers = Annotated[
+    str | None,
+    typer.Option("--optimizers", help=f"Comma-separated names; one of your own is {OWN}.", show_default="adamw,muon"),
 ]
 Data = Annotated[
     list[Path] | None,

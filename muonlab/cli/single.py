@@ -15,7 +15,7 @@ __all__ = ["train"]
 
 def train(
     task: opt.Task,
-    optimizer: Annotated[str, typer.Option(help="The optimizer.")] = "muon",
+    optimizer: opt.Optimizer = "muon",
     data: opt.Data = None,
     tokens: opt.Tokens = None,
     batch_tokens: opt.BatchTokens = None,
@@ -42,7 +42,7 @@ def train(
         "settings": {"seed": seed},
     }  # fmt: skip
     with users_code():
-        spec = base_specs(validated(values(None, flags, settings, precision, compile)))[optimizer]
+        (spec,) = base_specs(validated(values(None, flags, settings, precision, compile))).values()
     eval_steps = frozenset(range(eval_every, spec.num_steps + 1, eval_every)) if eval_every else frozenset()
     laboratory = Laboratory(store, 1, threads, artifacts, not no_progress)
     record, outcome = laboratory.run(single(spec), spec.horizon_tokens, eval_steps)

@@ -47,7 +47,7 @@ def demo(
 
 def compare(
     task: opt.Task,
-    optimizers: Annotated[str | None, typer.Option(help="Comma-separated names.", show_default="adamw,muon")] = None,
+    optimizers: opt.Optimizers = None,
     baseline: Annotated[
         str | None, typer.Option(help="What the others are measured against.", show_default="the first")
     ] = None,
@@ -98,7 +98,7 @@ def compare(
 
 def tune(
     task: opt.Task,
-    optimizer: Annotated[str, typer.Option(help="The optimizer to tune.")],
+    optimizer: opt.Optimizer,
     data: opt.Data = None,
     tokens: opt.Tokens = None,
     batch_tokens: opt.BatchTokens = None,
@@ -136,12 +136,13 @@ def tune(
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
     if dry_run:
         return show_price(plan, price, laboratory.num_workers, json)
+    name = plan.rules.baseline
     result, outcome = laboratory.run(
-        protocol(plan.bases[optimizer], plan.spaces[optimizer], plan.rules.tuning), price.likely_tokens
+        protocol(plan.bases[name], plan.spaces[name], plan.rules.tuning), price.likely_tokens
     )
     with Store(store) as opened:
         records = opened.get([key for trial in result.trials for key in trial.keys])
-    show_tuning(replace(result, optimizer=optimizer), records, json)
+    show_tuning(replace(result, optimizer=name), records, json)
     if outcome.num_failed:
         sys.exit(1)
 

@@ -1,5 +1,6 @@
 """Moving averages: the arithmetic that first- and second-moment rules share. For tensors, and for bundles of them."""
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -8,6 +9,7 @@ __all__ = [
     "bias_correction",
     "ema_",
     "ema_square_",
+    "floor_of",
     "mix",
     "momentum_",
 ]
@@ -71,8 +73,18 @@ def adam_direction(m: Tensor, v: Tensor, betas: tuple[float, float], t: int, eps
 
 
 def adam_root(v: Tensor, beta2: float, t: int, eps: float) -> Tensor:
-    """sqrt(v / (1 - beta2^t)) + eps, a new tensor."""
-    return v.sqrt().div_(bias_correction(beta2, t) ** 0.5).add_(eps)
+    """sqrt(v / (1 - beta2^t)) + eps, a new tensor without zeros: see `floor_of`."""
+    return v.sqrt().div_(bias_correction(beta2, t) ** 0.5).add_(floor_of(eps, v, 0.5))
+
+
+def floor_of(eps: float, v: Tensor, power: float = 1.0) -> float | Tensor:
+    """eps, but no less than that power of the smallest normal number in the dtype of v, so that no quotient is NaN.
+
+    >>> floor_of(1e-8, torch.ones(1)), round(floor_of(1e-8, torch.ones(1, dtype=torch.float16), 0.5), 4)
+    (1e-08, 0.0078)
+    """
+    smallest = torch.finfo(v.dtype).tiny ** power
+    return eps.to(v.device, v.dtype).clamp(min=smallest) if isinstance(eps, Tensor) else max(eps, smallest)
 
 
 def ema_square_(v: Tensor, x: Tensor, beta: float) -> Tensor:

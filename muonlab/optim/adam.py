@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from muonlab.kernels.moments import adam_direction, adam_root, bias_correction, ema_, ema_square_
+from muonlab.kernels.moments import adam_direction, adam_root, bias_correction, ema_, ema_square_, floor_of
 from muonlab.optim.engine import Engine
 from muonlab.optim.hyperparameter import betas_hp, eps_hp, hp, lr_hp, optional_number, weight_decay_hp
 from muonlab.optim.rule import Rule, StateField
@@ -176,10 +176,10 @@ class CautiousAdamWRule(Rule):
     state: ClassVar[Mapping[str, StateField]] = MOMENTS
     sees: ClassVar[str] = "whole"
 
-    lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
-    betas: tuple[float, float] = betas_hp((0.9, 0.999), source=LIKE_ADAMW)
-    eps: float = eps_hp(1e-8, source=LIKE_ADAMW)
-    weight_decay: float = weight_decay_hp(1e-2, source=LIKE_ADAMW)
+    lr: float = lr_hp(1e-3, GRID, UNIT)
+    betas: tuple[float, float] = betas_hp((0.9, 0.999), WIDE)
+    eps: float = eps_hp(1e-8)
+    weight_decay: float = weight_decay_hp(1e-2)
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         m, v = ema_(state["exp_avg"], g, self.betas[0]), ema_square_(state["exp_avg_sq"], g, self.betas[1])
@@ -212,14 +212,15 @@ class AdamMiniRule(Rule):
     state: ClassVar[Mapping[str, StateField]] = {"exp_avg": StateField("param"), "exp_avg_sq": StateField("block")}
     sees: ClassVar[str] = "rows"
 
-    lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
-    betas: tuple[float, float] = betas_hp((0.9, 0.999), source=LIKE_ADAMW)
-    eps: float = eps_hp(1e-8, source=LIKE_ADAMW)
-    weight_decay: float = weight_decay_hp(1e-2, source=LIKE_ADAMW)
+    lr: float = lr_hp(1e-3, GRID, UNIT)
+    betas: tuple[float, float] = betas_hp((0.9, 0.999))
+    eps: float = eps_hp(1e-8)
+    weight_decay: float = weight_decay_hp(1e-2)
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         m, v = ema_(state["exp_avg"], g, self.betas[0]), state["exp_avg_sq"]
-        ema_(v, g.reshape(len(v), -1).to(v.dtype).square().mean(1, keepdim=True), self.betas[1])
+        mean_square = g.reshape(len(v), -1).to(v.dtype).square().mean(1, keepdim=True)
+        v.mul_(self.betas[1]).add_(mean_square * (1 - self.betas[1]))  # an `ema_` of infinities would be NaN
         return adam_direction(m.reshape(len(v), -1), v, self.betas, t, self.eps).reshape(g.shape)
 
 
@@ -235,11 +236,6 @@ class AdamMini(Engine):
     """
 
     rule = AdamMiniRule
-
-
-def _floor(eps: float | Tensor, v: Tensor) -> float | Tensor:
-    """eps as a bound that keeps a quotient finite."""
-    return eps.to(v.device, v.dtype) if isinstance(eps, Tensor) else max(eps, torch.finfo(v.dtype).tiny)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +269,7 @@ class ADOPTRule(Rule):
             return g - g
         bound = (t - 1) ** 0.25
         bound = bound.to(g.device, g.dtype) if isinstance(bound, Tensor) else bound
-        ratio = (g / v.sqrt().clamp_(min=_floor(self.eps, v))).clamp_(-bound, bound)
+        ratio = (g / v.sqrt().clamp_(min=floor_of(self.eps, v))).clamp_(-bound, bound)
         ema_square_(v, g, self.betas[1])
         return ema_(m, ratio, self.betas[0]).clone()
 

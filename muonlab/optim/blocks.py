@@ -87,7 +87,7 @@ def _blocks(
 def _parts(
     whole: Shape, split_sizes: Sequence[int] | None, num_heads: int | Sequence[int] | None
 ) -> tuple[Shape, Shape]:
-    sizes = tuple(split_sizes) if split_sizes else whole[:1]
+    sizes = tuple(split_sizes) if split_sizes else whole[:1] or (1,)
     heads = (num_heads or 1,) * len(sizes) if not isinstance(num_heads, Sequence) else tuple(num_heads)
     return sizes, heads
 

@@ -3,13 +3,14 @@
 import math
 import numbers
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from muonlab import user_code
 from muonlab.errors import UsageError, unknown
-from muonlab.optim.adam import ADOPT, AdamMini, AdamW, AdamWRule, AdEMAMix, CautiousAdamW, NAdamW
+from muonlab.optim.adam import ADOPT, AdamMini, AdamW, AdEMAMix, CautiousAdamW, NAdamW
 from muonlab.optim.engine import Engine
 from muonlab.optim.groups import rule_defaults
 from muonlab.optim.hyperball import AdamHyperball, MuonHyperball
@@ -19,6 +20,7 @@ from muonlab.optim.mars import MARS
 from muonlab.optim.muon import Muon
 from muonlab.optim.normuon import AdaMuon, NorMuon
 from muonlab.optim.orthogonal_sgdm import OrthogonalSGDM
+from muonlab.optim.own import check_rule, made_class, rehearse
 from muonlab.optim.rule import Hyperparameter, Rule, declarations
 from muonlab.optim.scion import Scion
 from muonlab.optim.sgd import SGD
@@ -28,10 +30,13 @@ from muonlab.optim.sophia import Sophia
 from muonlab.roles import Role
 
 __all__ = [
+    "Named",
+    "OptimizerInfo",
     "build",
     "conventions",
     "get",
     "hyperparameters",
+    "locate",
     "names",
     "numerics_version",
     "optimizer_class",
@@ -45,6 +50,8 @@ CLASSES = (
     *(Muon, NorMuon, AdaMuon, OrthogonalSGDM, Scion, MuonHyperball, AdamHyperball, SOAP, SOAPMuon, Shampoo, Kron),
 )
 CATALOG: dict[str, type[Engine]] = {cls.rule.name: cls for cls in CLASSES}
+RULES = {name: cls.rule for name, cls in CATALOG.items()}
+Named = str | type[Engine]  # what stands for an optimizer: the name of one of ours or of a user's, or its class
 
 WEN = "Wen et al. 2025 (2509.02046), phase I"
 LR_RATIO = Hyperparameter(
@@ -61,8 +68,27 @@ LR_RATIOS = {  # where it is not Muon's
 COMPANION_GRIDS = {"aux.beta1": (0.8, 0.9, 0.95, 0.98)}  # where it is not the grid of the companion alone
 
 
+@dataclass(frozen=True, kw_only=True)
+class OptimizerInfo:
+    """What a run must remember of an optimizer so that a child process, or a later year, finds the same one.
+
+    >>> locate("adam-mini").name, locate("muon").numerics
+    ('adam_mini', 'muon:2+adamw:1')
+    """
+
+    name: str  # canonical: "muon", or "module:Class", or "stem:Class" of a file
+    source: str  # absolute path of the user's file, "" otherwise
+    numerics: str  # versions of rule and companion, after the SHA-256 of a user's source (not of what it imports)
+    cls: type[Engine]
+
+    @property
+    def named(self) -> Named:
+        """What the functions here take for it."""
+        return self.cls if ":" in self.name else self.name
+
+
 def names() -> tuple[str, ...]:
-    """Every optimizer that can be named, in alphabetical order.
+    """Every optimizer of ours, in alphabetical order.
 
     >>> names()[:3]
     ('adam_hyperball', 'adam_mini', 'adamuon')
@@ -70,42 +96,105 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(CATALOG))
 
 
-def get(name: str) -> type[Engine]:
-    """The optimizer class of a name.
+def locate(name: str, source: str = "", *, others: Iterable[str] = ()) -> OptimizerInfo:
+    """What `name` names: one of ours, `module:Class` or `path/to/file.py:Class`; `others` are valid, too, in messages.
 
-    Raises   UsageError naming the nearest valid one
+    A hyphen may stand for an underscore in a name of ours. `source` is the file in which a canonical `stem:Class` was
+    found before; it wins over an importable module. A user's optimizer takes a step here, so that what is wrong with it
+    is found out.
+
+    Raises   UsageError that names the nearest valid name, or what is wrong with the user's file or class
+    """
+    ours = _ours(name)
+    if ours:
+        return OptimizerInfo(name=ours, source="", numerics=_versions(CATALOG[ours]), cls=CATALOG[ours])
+    found, cls = _find(name, source, others)
+    rehearse(cls, found)
+    return OptimizerInfo(name=found.name, source=found.source, numerics=_numerics(found, cls), cls=cls)
+
+
+def get(optimizer: Named, source: str = "", *, numerics: str = "") -> type[Engine]:
+    """The optimizer class of a name (see `locate`), or of itself. `numerics` is what it must have, if given.
+
+    Raises   UsageError as `locate` does, and for a source that has changed
 
     >>> get("muon").__name__
     'Muon'
     """
-    if name not in CATALOG:
-        raise unknown("optimizer", name, CATALOG)
-    return CATALOG[name]
+    if not isinstance(optimizer, str):
+        return optimizer
+    if ours := _ours(optimizer):
+        return CATALOG[ours]
+    found, cls = _find(optimizer, source)
+    if numerics and numerics != _numerics(found, cls):
+        raise UsageError(f"{found.path or found.name} has changed since the study began: start it again")
+    return cls
 
 
-def optimizer_class(rule: type[Rule]) -> type[Engine]:
+def numerics_version(name: str, source: str = "") -> str:
+    """Changes whenever the same run would give other numbers.
+
+    >>> numerics_version("muon")
+    'muon:2+adamw:1'
+    """
+    ours = _ours(name)
+    return _versions(CATALOG[ours]) if ours else _numerics(*_find(name, source))
+
+
+def optimizer_class(rule: type[Rule] | type[Engine]) -> type[Engine]:
     """The optimizer class of a rule: ours, or one made for it, with AdamW as the companion of a rule for matrices.
+
+    An optimizer class is its own.
+
+    Raises   UsageError for a rule that lacks something, or has the name of one of ours
 
     >>> from muonlab.optim import MuonRule
     >>> optimizer_class(MuonRule).__name__
     'Muon'
     """
-    known = CATALOG.get(rule.name)
-    if known is not None and known.rule is rule:
-        return known
-    companion = AdamWRule if rule.is_matrix_rule() else None
-    defaults = {"betas": (0.9, 0.95)} if companion else {}
-    body = {"rule": rule, "companion": companion, "companion_defaults": defaults, "__doc__": rule.__doc__}
-    return type(rule.__name__.removesuffix("Rule"), (Engine,), body)
+    for part in [rule] if issubclass(rule, Rule) else _rules(rule):
+        check_rule(part, RULES)
+    if not issubclass(rule, Rule):
+        return rule
+    return CATALOG[rule.name] if rule.name in CATALOG else made_class(rule)
 
 
-def hyperparameters(name: str) -> tuple[Hyperparameter, ...]:
+def _ours(name: str) -> str:
+    """The name in the catalogue, or ""."""
+    return next((known for known in (name, name.replace("-", "_")) if known in CATALOG), "")
+
+
+def _find(name: str, source: str, others: Iterable[str] = ()) -> tuple[user_code.UserClass, type[Engine]]:
+    if ":" not in name and not name.endswith(".py"):
+        raise user_code.unknown_name("optimizer", name, [*CATALOG, *others])
+    found = user_code.find(name, source, kind="optimizer")
+    if not issubclass(found.cls, Rule | Engine) or found.cls is Engine:
+        raise UsageError(f"{found.name} is no optimizer: it must be a subclass of Rule or Engine of muonlab.optim")
+    with user_code.blamed(f"{found.name} makes no optimizer", found.path):
+        cls = optimizer_class(found.cls)
+        cls.rule.hyperparameters()
+    return found, cls
+
+
+def _numerics(found: user_code.UserClass, cls: type[Engine]) -> str:
+    return f"{found.digest(found.cls, *_rules(cls))}+{_versions(cls)}"
+
+
+def _versions(cls: type[Engine]) -> str:
+    return "+".join(f"{rule.name}:{rule.numerics_version}" for rule in _rules(cls))
+
+
+def _rules(cls: type[Engine]) -> list[type[Rule]]:
+    return [rule for rule in (cls.rule, cls.companion) if rule]
+
+
+def hyperparameters(optimizer: Named) -> tuple[Hyperparameter, ...]:
     """Every numeric hyperparameter of an optimizer under its dotted name, swept or not.
 
     >>> [h.name for h in hyperparameters("sgd")]
     ['opt.lr', 'opt.momentum', 'opt.dampening', 'opt.weight_decay']
     """
-    cls = get(name)
+    cls = get(optimizer)
     found = cls.rule.hyperparameters()
     if cls.companion is None:
         return found
@@ -114,11 +203,11 @@ def hyperparameters(name: str) -> tuple[Hyperparameter, ...]:
         for h in cls.companion.hyperparameters("aux")
         if h.name not in ("aux.lr", "aux.weight_decay")  # the one by its ratio, the other as the main rule's
     ]
-    return (*found, _lr_ratio(name), *companion)
+    return (*found, _lr_ratio(cls), *companion)
 
 
-def _lr_ratio(name: str) -> Hyperparameter:
-    return LR_RATIOS.get(name, LR_RATIO)
+def _lr_ratio(cls: type[Engine]) -> Hyperparameter:
+    return LR_RATIOS.get(cls.rule.name, LR_RATIO)
 
 
 def _companion_default(cls: type[Engine], key: str) -> Any:
@@ -127,7 +216,7 @@ def _companion_default(cls: type[Engine], key: str) -> Any:
     return default if part is None else default[part]
 
 
-def space(name: str) -> tuple[Hyperparameter, ...]:
+def space(optimizer: Named) -> tuple[Hyperparameter, ...]:
     """What a study sweeps: the hyperparameters that have a grid.
 
     A default need not lie on its grid: defaults are those of the class (torch's), grids are the published ones. The one
@@ -136,20 +225,20 @@ def space(name: str) -> tuple[Hyperparameter, ...]:
     >>> [(h.name, h.default) for h in space("adamw")][:2]
     [('opt.lr', 0.001), ('opt.beta1', 0.9)]
     """
-    return tuple(h for h in hyperparameters(name) if h.grid)
+    return tuple(h for h in hyperparameters(optimizer) if h.grid)
 
 
-def settable(name: str) -> frozenset[str]:
+def settable(optimizer: Named) -> frozenset[str]:
     """Every dotted name that `build` takes, numeric or not.
 
     >>> "opt.nesterov" in settable("muon"), "opt.nesterov" in settable("adamw")
     (True, False)
     """
-    return frozenset(_destinations(get(name)))
+    return frozenset(_destinations(get(optimizer)))
 
 
 def build(
-    name: str,
+    optimizer: Named,
     named_params: nn.Module | Iterable[tuple[str, Tensor]],
     roles: Mapping[str, Role | str] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
@@ -163,53 +252,43 @@ def build(
     >>> build("muon", nn.Linear(4, 4), {"weight": "hidden"}, {"opt.lr": 0.02}).param_groups[1]["lr"]
     0.006
     """
-    cls = get(name)
-    arguments = _arguments(name, hyperparameters or {})
+    cls = get(optimizer)
+    arguments = _arguments(cls, hyperparameters or {})
     if not isinstance(named_params, nn.Module):
         named_params = list(named_params)
     return cls(named_params, roles=roles or {}, **arguments)
 
 
-def numerics_version(name: str) -> str:
-    """Changes whenever the same run would give other numbers.
-
-    >>> numerics_version("muon")
-    'muon:2+adamw:1'
-    """
-    cls = get(name)
-    rules = [cls.rule] + ([cls.companion] if cls.companion else [])
-    return "+".join(f"{rule.name}:{rule.numerics_version}" for rule in rules)
-
-
-def polar_description(name: str, hyperparameters: Mapping[str, Any] | None = None) -> str:
+def polar_description(optimizer: Named, hyperparameters: Mapping[str, Any] | None = None) -> str:
     """The polar factor that a run uses; empty for an optimizer without one.
 
     >>> polar_description("muon", {}), polar_description("adamw", {})
     ('newton_schulz:jordan:5:bfloat16', '')
     """
-    cls = get(name)
-    arguments = _arguments(name, hyperparameters or {})
+    cls = get(optimizer)
+    arguments = _arguments(cls, hyperparameters or {})
     return cls.rule(**{key: value for key, value in arguments.items() if not key.startswith("aux_")}).describe_polar()
 
 
-def conventions(name: str, hyperparameters: Mapping[str, Any] | None = None) -> dict[str, str]:
+def conventions(optimizer: Named, hyperparameters: Mapping[str, Any] | None = None) -> dict[str, str]:
     """What must be said of an optimizer before its lr means anything: decay form, scale rule, polar factor.
 
     >>> conventions("muon")
     {'weight decay': 'decoupled', 'scale rule': 'original', 'polar factor': 'newton_schulz:jordan:5:bfloat16'}
     """
-    rule = get(name).rule
-    arguments = _arguments(name, hyperparameters or {})
-    found = {"weight decay": arguments.get("decay", rule_defaults(rule)["decay"])}
-    if rule.is_matrix_rule():
-        scale = arguments.get("adjust_lr_fn") or "original"
-        found |= {"scale rule": str(scale), "polar factor": polar_description(name, hyperparameters)}
-    return found
+    cls = get(optimizer)
+    arguments = {**rule_defaults(cls.rule), **_arguments(cls, hyperparameters or {})}
+    sphere = cls.rule.application == "sphere"
+    found = {"weight decay": "none: weights keep their norm" if sphere else arguments["decay"]}
+    if "adjust_lr_fn" in arguments and not sphere:
+        found["scale rule"] = str(arguments["adjust_lr_fn"] or "original")
+    polar = polar_description(cls, hyperparameters)
+    return found | ({"polar factor": polar} if polar else {})
 
 
-def _arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(cls: type[Engine], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted lab names -> constructor arguments, each value checked on its own so that the error names its key."""
-    cls = get(name)
+    name = cls.rule.name
     known = _destinations(cls)
     arguments: dict[str, Any] = {}
     for key, value in settings.items():
@@ -223,7 +302,7 @@ def _arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             current = arguments.get(field, cls.aux_arguments.get(field) or rule_defaults(cls.rule).get(field))
             arguments[field] = tuple(value if i == part else item for i, item in enumerate(current))
     if cls.companion is not None:
-        ratio = arguments.pop("aux_lr", _lr_ratio(name).default)
+        ratio = arguments.pop("aux_lr", _lr_ratio(cls).default)
         arguments["aux_lr"] = ratio * arguments.get("lr", rule_defaults(cls.rule)["lr"])
     try:
         cls.rule(**{key: value for key, value in arguments.items() if not key.startswith("aux_")})

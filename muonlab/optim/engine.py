@@ -1,6 +1,7 @@
 """Engine: the only torch.optim.Optimizer here. Applies rules; owns everything that is not an algorithm."""
 
 import inspect
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -171,6 +172,7 @@ class Engine(torch.optim.Optimizer):
         """Whether a rule wants an observation before the next step: see `observe`."""
         for group in self.param_groups:
             if self._rule(group).observes:
+                self._settle(wait=True)  # a step that was skipped does not count
                 rule = self._built(group)
                 ages = (int(self.state.get(p, {}).get("step", 0)) for p in group["params"])
                 return any(rule.wants_observation(age + 1) for age in ages)
@@ -204,6 +206,13 @@ class Engine(torch.optim.Optimizer):
         ]
         grads = [p.grad for _, _, params in work for p in params]
         self._check_supported([p for _, _, params in work for p in params])
+        if any(rule.observes and ps and not any(self.state.get(p) for p in ps) for rule, _, ps in work):
+            warnings.warn(
+                f"{type(self).__name__} takes its first step without an observation: "
+                "call `observe` before each step for which `wants_observation()` is true",
+                UserWarning,
+                stacklevel=5,
+            )
         compiled, guarded = self.defaults["compile"], self.defaults["skip_nonfinite"] and bool(grads)
         at_once = guarded and not compiled and waits_for_host(grads)
         if at_once and not all_finite(grads):

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muonlab.kernels.normalise import normalise
 from muonlab.optim.blocks import Block, blocks_of
-from muonlab.optim.rule import Rule
-from muonlab.optim.state import lr_fraction
+from muonlab.optim.rule import Rule, Shape
+from muonlab.optim.state import lr_fraction, state_key
+from muonlab.optim.update import MatrixState
 
 __all__ = ["diagnostics_of", "explain_table"]
 
@@ -43,22 +45,27 @@ def _explain(rule: Rule, group: Mapping[str, Any], reason: str | None, p: Tensor
     why += "" if p.requires_grad else "; frozen"
     shape = " x ".join(map(str, p.shape)) or "scalar"
     if not rule.is_matrix_rule():
-        return shape, group.get("role") or "-", rule.name, why, f"{rule.lr:.4g} per element"
+        return shape, group.get("role") or "-", rule.name, why, _step_size(rule, [tuple(p.shape)])
     blocks = blocks_of(p.shape, group)
     matrices = [(" x ".join(map(str, block.shape[-2:])), math.prod(block.shape[:-2])) for block in blocks]
     if group.get("transposed"):
         why += "; stored as fan_in x fan_out"
     if len(blocks) > 1 or len(blocks[0].shape) > 2:
         why += "; as " + ", ".join(f"{count} of {matrix}" for matrix, count in matrices)
-    sizes = sorted({rule.lr * rule.scale(block.shape) for block in blocks})
-    return shape, group.get("role") or "-", rule.name, why, f"{' to '.join(f'{s:.4g}' for s in sizes)} spectral norm"
+    return shape, group.get("role") or "-", rule.name, why, _step_size(rule, [block.shape for block in blocks])
+
+
+def _step_size(rule: Rule, shapes: Sequence[Shape]) -> str:
+    sizes, units = zip(*(rule.step_size(shape) for shape in shapes), strict=True)
+    return f"{' to '.join(f'{size:.4g}' for size in sorted(set(sizes)))} {units[0]}"
 
 
 @torch.no_grad()
 def diagnostics_of(pairs: Pairs, state: Mapping[Tensor, Mapping[str, Tensor]]) -> dict[str, float]:
-    """Per matrix parameter with state, under "<parameter>/<quantity>":
+    """Per matrix parameter whose momentum is what its rule orthogonalises or whitens, under "<parameter>/<quantity>":
 
-    update_rms           root mean square of the elements of an update, learning rate and scale included
+    update_rms           root mean square of the elements of an update, learning rate and scale included; on a sphere
+                         that of the turn alone
     update_norm          spectral norm of an update, likewise
     orthogonality_error  |O O^T - I|_F / sqrt(n) of the direction O (n its shorter side), before the scale
     effective_rank       of the momentum M: |M|_F^4 / |M M^T|_F^2, from 1 to n (the participation ratio of its
@@ -66,6 +73,7 @@ def diagnostics_of(pairs: Pairs, state: Mapping[Tensor, Mapping[str, Tensor]]) -
     weight_norm          spectral norm of the weight
     decay_per_step       the fraction of the weight that decay takes in a step: lr x weight_decay where decoupled
     norm_over_bound      weight_norm x weight_decay / scale, at most about 1 in the long run where decay is decoupled
+                         and the direction orthogonal
 
     The direction is that of the momentum as it stands, without the look-ahead of the next gradient. Spectral norms are
     by power iteration, so lower bounds that are near the truth. Of a parameter with several matrices, the worst
@@ -76,27 +84,40 @@ def diagnostics_of(pairs: Pairs, state: Mapping[Tensor, Mapping[str, Tensor]]) -
     found: dict[str, float] = {}
     for rule, group, members in _named(pairs):
         for name, p in members:
-            momentum = state.get(p, {}).get("momentum_buffer")
-            if rule.is_matrix_rule() and momentum is not None and p.numel():
-                measured = [_measure(rule, group, block, p, momentum) for block in blocks_of(p.shape, group)]
+            if _whitens_momentum(rule) and "momentum_buffer" in state.get(p, {}) and p.numel():
+                blocks = enumerate(blocks_of(p.shape, group))
+                measured = [_measure(rule, group, k, block, p, state[p]) for k, block in blocks]
                 for key in measured[0]:
                     worst = min if key == "effective_rank" else max
                     found[f"{name}/{key}"] = worst(item[key] for item in measured)
     return found
 
 
-def _measure(rule: Rule, group: Mapping[str, Any], block: Block, p: Tensor, momentum: Tensor) -> dict[str, float]:
+def _whitens_momentum(rule: Rule) -> bool:
+    """Whether the momentum buffer is what goes into the matrix stage."""
+    field = rule.active_state().get("momentum_buffer")
+    return rule.is_matrix_rule() and field is not None and field.stage == "local"
+
+
+def _measure(
+    rule: Rule, group: Mapping[str, Any], k: int, block: Block, p: Tensor, state: Mapping[str, Tensor]
+) -> dict[str, float]:
     w = block.of(p).reshape(block.shape).to(torch.float32)
-    m = block.of(momentum).reshape(block.shape)
-    o = rule.matrix(m, {}, 1).to(torch.float32)
+    m = block.of(state["momentum_buffer"]).reshape(block.shape)
+    copied = {name: view.clone() for name, view in MatrixState(rule, state, k, block, "matrix").views.items()}
+    t = int(state.get("step", 0)) + 1
+    o = rule.at(t).matrix(m, copied, t).to(torch.float32)
     scale = rule.scale(block.shape)
+    update = o * (rule.lr * scale)
+    if rule.application == "sphere":
+        update = normalise(o) * (rule.lr * scale * state[state_key("radius", k)].to(torch.float32))
     decay = rule.weight_decay * (lr_fraction(rule, group) if rule.decay == "independent" else rule.lr)
     norm = float(_spectral_norm(w).max())
     wide = o if o.shape[-2] <= o.shape[-1] else o.mT
     error = wide @ wide.mT - torch.eye(wide.shape[-2], device=o.device)
     return {
-        "update_rms": float(o.square().mean((-2, -1)).sqrt().max()) * rule.lr * scale,
-        "update_norm": float(_spectral_norm(o).max()) * rule.lr * scale,
+        "update_rms": float(update.square().mean((-2, -1)).sqrt().max()),
+        "update_norm": float(_spectral_norm(update).max()),
         "orthogonality_error": float(torch.linalg.matrix_norm(error).max()) / math.sqrt(wide.shape[-2]),
         "effective_rank": float(_effective_rank(m).min()),
         "weight_norm": norm,

@@ -10,16 +10,15 @@ from torch import Tensor
 
 from muonlab.kernels.moments import bias_correction, ema_
 from muonlab.kernels.noise import normal_noise
-from muonlab.kernels.normalise import unit_rms
+from muonlab.kernels.normalise import normalise
 from muonlab.kernels.whitening import fit_factors_, whiten
 from muonlab.optim.adam import AdamWRule
 from muonlab.optim.engine import Engine
-from muonlab.optim.hyperparameter import hp, lr_hp, momentum_hp, weight_decay_hp
+from muonlab.optim.hyperparameter import WEN, hp, lr_hp, momentum_hp, weight_decay_hp
 from muonlab.optim.rule import LEFT, RIGHT, Rule, Shape, StateField
 
 __all__ = ["Kron", "KronRule"]
 
-AROUND = "ours, around the optima of Wen et al. 2025 (2509.02046)"
 MAX_RMS = 1.1  # of an update
 DECAY = 1e-3  # per step, of the share of steps that refresh, once it falls
 
@@ -32,9 +31,10 @@ def _identity(w: Tensor, shape: Shape) -> Tensor:
 class KronRule(Rule):
     """Momentum, whitened from both sides by triangular factors.
 
-    Math     g' = g / rms(g);  m <- ema(g', momentum), m' bias-corrected;  u = QL^T QL m' QR^T QR, its root mean square
-             at most 1.1. QL, QR take a step of size precondition_lr (`muonlab.kernels.whitening`) on m' and a normal
-             probe: at each of the first `update_flat_steps` steps, then ever less often, down to `update_probability`
+    Math     g' = g / rms(g), of each matrix;  m <- ema(g', momentum), m' bias-corrected;  u = QL^T QL m' QR^T QR, its
+             root mean square at most 1.1. QL, QR take a step of size precondition_lr (`muonlab.kernels.whitening`) on
+             m' and a normal probe: at each of the first `update_flat_steps` steps, then ever less often, down to
+             `update_probability`
     Shapes   QL (..., fan_out, fan_out), QR (..., fan_in, fan_in), whatever their size
     Units    lr is root mean square of an update, about
     Source   Li 2018 (1512.04202); Kron as in Wen et al. 2025 (2509.02046)
@@ -47,18 +47,16 @@ class KronRule(Rule):
     numerics_version: ClassVar[str] = "1"
     source: ClassVar[str] = "Li 2018 (1512.04202), as in Wen et al. 2025 (2509.02046)"
     state: ClassVar[Mapping[str, StateField]] = {
-        "momentum_buffer": StateField("param"),
+        "momentum_buffer": StateField("param", "matrix"),
         "left": StateField("matrix", "matrix", LEFT.shape, _identity),
         "right": StateField("matrix", "matrix", RIGHT.shape, _identity),
     }
-    sees: ClassVar[str] = "whole"
+    step_unit: ClassVar[str] = "root mean square"
 
-    lr: float = lr_hp(1e-3, (0.0005, 0.001, 0.002, 0.004), "root mean square of an update", AROUND)
-    momentum: float = momentum_hp(0.95, (0.9, 0.95, 0.98), AROUND)
-    weight_decay: float = weight_decay_hp(0.0, (0.0, 0.3, 0.5, 0.7), AROUND)
-    precondition_lr: float = hp(
-        0.2, grid=(0.1, 0.2, 0.4), low=0.0, high=1.0, log=False, unit="per refresh", source=AROUND
-    )
+    lr: float = lr_hp(1e-3, (0.0005, 0.001, 0.002, 0.004, 0.008), "root mean square of an update")
+    momentum: float = momentum_hp(0.95, (0.9, 0.95, 0.98))
+    weight_decay: float = weight_decay_hp(0.0, (0.0, 0.5, 0.7, 0.9))
+    precondition_lr: float = hp(0.2, grid=(0.1, 0.2, 0.4), low=0.0, unit="per refresh", source=f"{WEN}; 0.4 is ours")
     update_probability: float = hp(0.1, low=0.0, low_closed=False, high=1.0, fixed=True, unit="share of steps")
     update_flat_steps: int = hp(2000, kind=int, low=0, unit="steps")
     seed: int = hp(0, kind=int, keyword=True)
@@ -77,11 +75,12 @@ class KronRule(Rule):
         return total + (after - falling) * self.update_probability
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
-        return ema_(state["momentum_buffer"], unit_rms(g), self.momentum) / bias_correction(self.momentum, t)
+        return g
 
     def matrix(self, u: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         left, right = state["left"], state["right"]
-        m = u.to(left.dtype)
+        g = normalise(u.to(left.dtype)).mul_(math.sqrt(math.prod(u.shape[-2:]))).to(u.dtype)
+        m = ema_(state["momentum_buffer"], g, self.momentum).to(left.dtype) / bias_correction(self.momentum, t)
         if self.phase == "refresh":
             fit_factors_(left, right, m, normal_noise(tuple(u.shape[-2:]), self.seed, t, m), self.precondition_lr)
         found = whiten(m, left, right)

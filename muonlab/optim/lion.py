@@ -8,14 +8,14 @@ from torch import Tensor
 
 from muonlab.kernels.moments import ema_, mix, momentum_
 from muonlab.optim.engine import Engine
-from muonlab.optim.hyperparameter import betas_hp, hp, lr_hp, momentum_hp, weight_decay_hp
+from muonlab.optim.hyperparameter import WEN, betas_hp, hp, lr_hp, momentum_hp, weight_decay_hp
 from muonlab.optim.rule import Rule, StateField
 
 __all__ = ["Lion", "LionRule", "Signum", "SignumRule"]
 
-GRID = (0.00025, 0.0005, 0.001, 0.002, 0.004)
+GRID = (0.0005, 0.001, 0.002, 0.004, 0.008)
 UNIT = "change per element"
-AROUND = "ours, around the optima of Wen et al. 2025 (2509.02046)"
+DECAYS = (0.0, 0.5, 0.6, 0.7, 0.8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class LionRule(Rule):
     step_count: ClassVar[str] = "none"
     bundles: ClassVar[bool] = True
 
-    lr: float = lr_hp(1e-4, GRID, UNIT, AROUND)
-    betas: tuple[float, float] = betas_hp((0.9, 0.99), (0.8, 0.9, 0.95), (0.9, 0.95, 0.98), source=AROUND)
-    weight_decay: float = weight_decay_hp(0.0, (0.0, 0.4, 0.6, 0.8), AROUND)
+    lr: float = lr_hp(1e-4, GRID, UNIT, WEN)
+    betas: tuple[float, float] = betas_hp((0.9, 0.99), (0.8, 0.9, 0.95, 0.98))
+    weight_decay: float = weight_decay_hp(0.0, DECAYS, f"{WEN}, extended to 0")
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         m = state["exp_avg"]
@@ -78,7 +78,7 @@ class SignumRule(Rule):
 
     lr: float = lr_hp(1e-4, GRID, UNIT, "the grid of Lion")
     momentum: float = momentum_hp(0.9, (0.8, 0.9, 0.95, 0.98), "the grid of Muon")
-    weight_decay: float = weight_decay_hp(0.0, (0.0, 0.4, 0.6, 0.8), "the grid of Lion")
+    weight_decay: float = weight_decay_hp(0.0, DECAYS, "the grid of Lion")
     nesterov: bool = hp(False, kind=bool)
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:

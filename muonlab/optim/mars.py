@@ -9,12 +9,10 @@ from torch import Tensor
 
 from muonlab.kernels.moments import adam_direction, ema_, ema_square_
 from muonlab.optim.engine import Engine
-from muonlab.optim.hyperparameter import betas_hp, eps_hp, hp, lr_hp, weight_decay_hp
+from muonlab.optim.hyperparameter import WEN, betas_hp, eps_hp, hp, lr_hp, weight_decay_hp
 from muonlab.optim.rule import Rule, StateField
 
 __all__ = ["MARS", "MARSRule"]
-
-AROUND = "ours, around the optima of Wen et al. 2025 (2509.02046)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +37,11 @@ class MARSRule(Rule):
     }
     sees: ClassVar[str] = "whole"
 
-    lr: float = lr_hp(3e-3, (0.002, 0.004, 0.008, 0.016, 0.032), "change per element", AROUND)
-    betas: tuple[float, float] = betas_hp((0.95, 0.99), (0.9, 0.95, 0.98), (0.9, 0.95, 0.98, 0.99), source=AROUND)
-    eps: float = eps_hp(1e-8, source="the grid of AdamW")
-    weight_decay: float = weight_decay_hp(0.0, source="the grid of AdamW")
-    gamma: float = hp(0.025, grid=(0.0125, 0.025, 0.05), low=0.0, unit="weight of the correction", source=AROUND)
+    lr: float = lr_hp(3e-3, (0.002, 0.004, 0.008, 0.016, 0.032), "change per element")
+    betas: tuple[float, float] = betas_hp((0.95, 0.99), (0.8, 0.9, 0.95, 0.98), (0.9, 0.95, 0.98, 0.99))
+    eps: float = eps_hp(1e-8)
+    weight_decay: float = weight_decay_hp(0.0)
+    gamma: float = hp(0.025, grid=(0.0125, 0.025, 0.05, 0.1), low=0.0, unit="weight of the correction", source=WEN)
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         beta1, beta2 = self.betas

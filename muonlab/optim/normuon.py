@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from muonlab.kernels.moments import ema_, ema_square_
+from muonlab.kernels.moments import ema_, ema_square_, floor_of
 from muonlab.kernels.normalise import normalise
 from muonlab.optim.adam import AdamWRule
 from muonlab.optim.engine import Engine
@@ -53,17 +53,21 @@ class NorMuonRule(OrthogonalRule):
         "row_moment": StateField("row", "matrix"),
     }
     step_count: ClassVar[str] = "none"
+    step_unit: ClassVar[str] = "root mean square"
 
     lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
     adjust_lr_fn: Any = hp("match_rms_adamw", check=check_scale)  # noqa: RUF009
     beta2: float = momentum_hp(0.95, (0.9, 0.95, 0.98), "ours")
     moment_eps: float = eps_hp(1e-8, ())
 
+    def step_size(self, shape: tuple[int, ...]) -> tuple[float, str]:
+        return self.lr * self.scale(shape) / math.sqrt(max(shape[-2:])), self.step_unit
+
     def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
         found = []
         for u, o, state in zip(us, self.polar_each(us), states, strict=True):
             v = ema_(state["row_moment"], _row_means(o), self.beta2)
-            found.append(_rescaled(o / (v.sqrt() + self.moment_eps), u.dtype))
+            found.append(_rescaled(o / (v.sqrt() + floor_of(self.moment_eps, v, 0.5)), u.dtype))
         return found
 
 
@@ -94,6 +98,7 @@ class AdaMuonRule(OrthogonalRule):
         "exp_avg_sq": StateField("param", "matrix"),
     }
     step_count: ClassVar[str] = "none"
+    step_unit: ClassVar[str] = "root mean square"
 
     lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
     nesterov: bool = hp(False, kind=bool)
@@ -101,11 +106,14 @@ class AdaMuonRule(OrthogonalRule):
     beta2: float = momentum_hp(0.95, (0.9, 0.95, 0.98), "ours")
     moment_eps: float = eps_hp(1e-8, ())
 
+    def step_size(self, shape: tuple[int, ...]) -> tuple[float, str]:
+        return self.lr * self.scale(shape) / math.sqrt(max(shape[-2:])), self.step_unit
+
     def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
         found = []
         for u, o, state in zip(us, self.polar_each([u.sign() for u in us]), states, strict=True):
             v = ema_square_(state["exp_avg_sq"], o, self.beta2)
-            found.append(_rescaled(o / (v.sqrt() + self.moment_eps), u.dtype))
+            found.append(_rescaled(o / (v.sqrt() + floor_of(self.moment_eps, v, 0.5)), u.dtype))
         return found
 
 

@@ -63,6 +63,7 @@ class OrthogonalRule(Rule):
     """
 
     bundles: ClassVar[bool] = True
+    step_unit: ClassVar[str] = "spectral norm"
 
     lr: float = lr_hp(1e-3, SPECTRAL_GRID, SPECTRAL_UNIT)
     weight_decay: float = weight_decay_hp(0.1)

@@ -115,6 +115,7 @@ class Rule:
     application: ClassVar[Literal["additive", "sphere"]] = "additive"
     sees: ClassVar[Literal["elements", "rows", "whole"]] = "elements"  # the least of a parameter that `local` needs
     bundles: ClassVar[bool] = False  # `local` only uses what a Bundle has, so it may be given one
+    step_unit: ClassVar[str] = "per element"  # of lr times scale, for people
     observes: ClassVar[str] = ""  # what `observe` wants, for people; empty: nothing
     phase: ClassVar[str] = ""  # of this step, see `phase_at`
 
@@ -188,6 +189,11 @@ class Rule:
     def scale(self, shape: Shape) -> float:
         """Size of a step on a matrix of this shape, in units of the learning rate; the engine multiplies by it."""
         return 1.0
+
+    def step_size(self, shape: Shape) -> tuple[float, str]:
+        """How large a step on a matrix of this shape is, and in what unit, for people."""
+        size = self.lr * self.scale(shape)
+        return (math.atan(size), "radian") if self.application == "sphere" else (size, self.step_unit)
 
     def describe_polar(self, shape: Shape | None = None, device_type: str = "cpu") -> str:
         """Method, coefficients, steps and dtype of the polar factor (of a matrix of that shape); empty without one."""

@@ -43,6 +43,7 @@ class ShampooRule(Rule):
         "left_root": LEFT,
         "right_root": RIGHT,
     }
+    step_unit: ClassVar[str] = "spectral norm, about"
 
     lr: float = lr_hp(1e-2, SPECTRAL_GRID, "about the spectral norm per update", LIKE_MUON)
     momentum: float = momentum_hp(0.95, source="the grid of Muon")

@@ -11,13 +11,11 @@ from muonlab.kernels.moments import adam_direction, adam_root, ema_, ema_square_
 from muonlab.kernels.roots import eigenbasis, power_iterated
 from muonlab.optim.adam import AdamWRule
 from muonlab.optim.engine import Engine
-from muonlab.optim.hyperparameter import betas_hp, eps_hp, hp, lr_hp, momentum_hp, weight_decay_hp
+from muonlab.optim.hyperparameter import WEN, betas_hp, eps_hp, hp, lr_hp, momentum_hp, weight_decay_hp
 from muonlab.optim.orthogonal import OrthogonalRule
 from muonlab.optim.rule import LEFT, RIGHT, Rule, StateField
 
 __all__ = ["SOAP", "SOAPMuon", "SOAPMuonRule", "SOAPRule"]
-
-WEN = "Wen et al. 2025 (2509.02046), ablations"
 
 
 BASES = {"left": LEFT, "right": RIGHT, "left_basis": LEFT, "right_basis": RIGHT}
@@ -34,6 +32,11 @@ def _into(x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
 
 def _out_of(x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
     return state["left_basis"] @ x @ state["right_basis"].mT
+
+
+def _defined(x: Tensor) -> Tensor:
+    """Zero where gradients near the largest number have made it NaN, by an infinity over or less another."""
+    return x.nan_to_num_(0.0)
 
 
 def _track(g: Tensor, state: Mapping[str, Tensor], beta: float, phase: str, moment: str) -> None:
@@ -75,8 +78,9 @@ class SOAPRule(Rule):
         "exp_avg_sq": StateField("param", "matrix"),
         **BASES,
     }
+    step_unit: ClassVar[str] = "per element, rotated"
 
-    lr: float = lr_hp(3e-3, (0.002, 0.004, 0.008, 0.016, 0.032), "change per element, rotated", f"{WEN}, extended")
+    lr: float = lr_hp(3e-3, (0.002, 0.004, 0.008, 0.016, 0.032), "change per element, rotated")
     betas: tuple[float, float] = betas_hp((0.95, 0.95), (0.8, 0.9, 0.95), (0.9, 0.95, 0.98, 0.99), source=WEN)
     shampoo_beta: float = momentum_hp(0.95, (0.9, 0.95, 0.98, 0.99), WEN)
     eps: float = eps_hp(1e-8, (1e-20, 1e-15, 1e-10), WEN)
@@ -94,7 +98,8 @@ class SOAPRule(Rule):
         if self.phase != "first":
             m = ema_(state["exp_avg"], u, self.betas[0]).to(g.dtype)
             v = ema_square_(state["exp_avg_sq"], _into(g, state).to(u.dtype), self.betas[1]).to(g.dtype)
-            found = _out_of(adam_direction(_into(m, state), v, self.betas, t - 1, self.eps), state).to(u.dtype)
+            rotated = _defined(adam_direction(_into(m, state), v, self.betas, t - 1, self.eps))
+            found = _out_of(rotated, state).to(u.dtype)
         _track(g, state, self.shampoo_beta, self.phase, "exp_avg_sq")
         return found
 
@@ -145,7 +150,7 @@ class SOAPMuonRule(OrthogonalRule):
                 m = momentum_(state["momentum_buffer"], u, self.momentum, **options).to(g.dtype)
                 v = ema_square_(state["exp_avg_sq"], _into(g, state).to(u.dtype), self.beta2).to(g.dtype)
                 root = adam_root(v, self.beta2, t - 1, self.moment_eps)
-                whitened = _out_of(_into(m, state).div_(root), state).to(u.dtype)
+                whitened = _out_of(_defined(_into(m, state).div_(root)), state).to(u.dtype)
             _track(g, state, self.shampoo_beta, self.phase, "exp_avg_sq")
             found.append(whitened)
         return found if self.phase == "first" else self.polar_each(found)

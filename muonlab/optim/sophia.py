@@ -6,14 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from muonlab.kernels.moments import ema_
+from muonlab.kernels.moments import ema_, floor_of
 from muonlab.optim.engine import Engine
-from muonlab.optim.hyperparameter import betas_hp, hp, lr_hp, weight_decay_hp
+from muonlab.optim.hyperparameter import WEN, betas_hp, hp, lr_hp, weight_decay_hp
 from muonlab.optim.rule import Rule, StateField
 
 __all__ = ["Sophia", "SophiaRule"]
-
-AROUND = "ours, around the optima of Wen et al. 2025 (2509.02046)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +34,16 @@ class SophiaRule(Rule):
     bundles: ClassVar[bool] = True
     observes: ClassVar[str] = "curvature: the gradient of the loss against labels drawn from the model's predictions"
 
-    lr: float = lr_hp(1e-3, (0.0005, 0.001, 0.002, 0.004, 0.008), "change per element", AROUND)
-    betas: tuple[float, float] = betas_hp(
-        (0.965, 0.99), (0.9, 0.95, 0.98), (0.9, 0.95, 0.98, 0.99), source="Wen et al. 2025 (2509.02046), phase II"
-    )
-    gamma: float = hp(0.0125, grid=(0.00625, 0.0125, 0.025, 0.05), low=0.0, unit="1/clipped share", source=AROUND)
-    eps: float = hp(1e-12, low=0.0, low_closed=False, unit="curvature")
-    weight_decay: float = weight_decay_hp(0.1, (0.0, 0.1, 0.2, 0.3), "Wen et al. 2025 (2509.02046), phase II")
+    lr: float = lr_hp(1e-3, (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032), "change per element")
+    betas: tuple[float, float] = betas_hp((0.965, 0.99), (0.8, 0.9, 0.95, 0.98), (0.9, 0.95, 0.98, 0.99, 0.995))
+    gamma: float = hp(0.0125, grid=(0.00625, 0.0125, 0.025, 0.05), low=0.0, unit="1/clipped share", source="ours")
+    eps: float = hp(1e-12, grid=(1e-17, 1e-12, 1e-7), low=0.0, low_closed=False, unit="curvature", source=WEN)
+    weight_decay: float = weight_decay_hp(0.1, (0.0, 0.1, 0.2, 0.3))
     observe_every: int = hp(10, kind=int, low=1, unit="steps", keyword=True)
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         m = ema_(state["exp_avg"], g, self.betas[0])
-        return (m / (state["hessian"] * self.gamma).clamp_(min=self._floor(m))).clamp_(-1.0, 1.0)
-
-    def _floor(self, m: Tensor) -> float | Tensor:
-        return self.eps.to(m.device, m.dtype) if isinstance(self.eps, Tensor) else self.eps
+        return (m / (state["hessian"] * self.gamma).clamp_(min=floor_of(self.eps, m))).clamp_(-1.0, 1.0)
 
     def observe(self, g: Tensor, state: Mapping[str, Tensor], num_samples: float) -> None:
         ema_(state["hessian"], (g * g * num_samples).to(state["hessian"].dtype), self.betas[1])

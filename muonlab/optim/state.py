@@ -50,7 +50,7 @@ def _declared(
     """Every state tensor of a parameter: key, declaration, shape, and the block whose it is."""
     blocks = blocks_of(w.shape, group)
     for name, field in fields.items():
-        if field.stage == "local" or field.layout in ("param", "scalar"):
+        if field.stage == "local" or field.layout == "param":
             shape = field.shape_for(tuple(w.shape), blocks[0].shape, num_blocks(w.shape, group))
             yield name, field, shape, None
         else:

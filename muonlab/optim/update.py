@@ -17,7 +17,7 @@ from muonlab.optim.blocks import Block
 from muonlab.optim.rule import Rule, Shape, Stage
 from muonlab.optim.state import state_key
 
-__all__ = ["WORKSPACE_BYTES", "Job", "update"]
+__all__ = ["WORKSPACE_BYTES", "Job", "MatrixState", "update"]
 
 WORKSPACE_BYTES = 256 * 2**20  # bound on what a step allocates at a time, one larger matrix excepted
 COPIES = 10  # directions, their stack, and what the polar factor holds at its widest
@@ -176,7 +176,7 @@ def _directions(job: Job, gs: Sequence[Tensor]) -> list[Piece]:
     pieces = []
     for (i, k, block), u in zip(owners, _matrix_stage(job, owners, views), strict=True):
         w, master = block.of(job.ws[i]), masters[i] if masters[i] is None else block.of(masters[i])
-        state = _StageState(job, i, k, block, "finish")
+        state = MatrixState(rule, job.states[i], k, block, "finish")
         u = rule.finish(u, w.reshape(block.shape), state.views, t).reshape(w.shape)
         state.write_back()
         radius = job.states[i][state_key("radius", k)] if rule.application == "sphere" else None
@@ -184,17 +184,17 @@ def _directions(job: Job, gs: Sequence[Tensor]) -> list[Piece]:
     return pieces
 
 
-class _StageState:
-    """What a stage after `local` sees of the state: that of one matrix, in its shape."""
+class MatrixState:
+    """What a stage after `local` sees of the state of a parameter: that of block number `k`, in its shape."""
 
-    def __init__(self, job: Job, i: int, k: int, block: Block, stage: Stage) -> None:
+    def __init__(self, rule: Rule, state: State, k: int, block: Block, stage: Stage) -> None:
         self._targets: dict[str, Tensor] = {}
         self.views: dict[str, Tensor] = {}
-        for name, field in job.rule.active_state().items():
+        for name, field in rule.active_state().items():
             if field.stage != stage:
                 continue
             own = field.layout == "param"
-            target = block.of(job.states[i][name]) if own else job.states[i][state_key(name, k)]
+            target = block.of(state[name]) if own else state[state_key(name, k)]
             self.views[name] = target.reshape(block.shape) if own else target
             if self.views[name].shape != target.shape and not target.is_contiguous():
                 self._targets[name] = target  # the view may be a copy
@@ -206,7 +206,7 @@ class _StageState:
 
 def _matrix_stage(job: Job, owners: Sequence[tuple[int, int, Block]], us: Sequence[Tensor]) -> list[Tensor]:
     """`matrix` of every view: those of one shape as a stack, and their own state stacked into a workspace."""
-    states = [_StageState(job, i, k, block, "matrix") for i, k, block in owners]
+    states = [MatrixState(job.rule, job.states[i], k, block, "matrix") for i, k, block in owners]
     keeps_squares = any(field.layout == "matrix" for field in job.rule.active_state().values())
     decisive = max if keeps_squares else min  # the longer side is that of a square in the state, which is copied, too
     stacks: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -305,4 +305,5 @@ def _moved(job: Job, w: Tensor, piece: Piece) -> Tensor:
 def _on_sphere(w: Tensor, u: Tensor, radius: Tensor, angle: float | Tensor) -> Tensor:
     """w turned against u, by arctan(angle) where the two are orthogonal, on the sphere of that radius."""
     moved = w.to(radius.dtype) - angle * radius * normalise(u.to(radius.dtype))
-    return (radius * normalise(moved)).to(w.dtype)
+    turns = (moved != w).any(dim=(-2, -1), keepdim=True)  # else only rounding would move it
+    return torch.where(turns, radius * normalise(moved), w).to(w.dtype)

@@ -45,14 +45,15 @@ class Schedule:
 class RunSpec:
     """One training run, fully determined; `key` is the SHA-256 of its canonical JSON.
 
-    Two specs with one key are the same run: a study never runs a key twice. `source` and `data` say *where* the task
-    and its data lie; what they *contain* is in `numerics` and `data_fingerprint`, so moving a file re-runs nothing.
+    Two specs with one key are the same run: a study never runs a key twice. `source`, `optimizer_source` and `data` say
+    *where* task, optimizer and data lie; what they *contain* is in `numerics` and `data_fingerprint`, so moving a file
+    re-runs nothing.
 
     Raises   UsageError for a value no run can have (NaN, a batch longer than the run, an unknown kind)
     """
 
     task: str  # "text", or "module:Class" of a user's task
-    optimizer: str
+    optimizer: str  # "muon", or "module:Class" of a user's optimizer
     horizon_tokens: int  # length of the run; the schedule ends here
     batch_tokens: int
     seed: int = 0  # initialisation and data order
@@ -71,6 +72,7 @@ class RunSpec:
     data_fingerprint: str = ""
     init_from: str = ""  # key of the record whose weights this run starts from
     source: str = field(default="", metadata={"in_key": False})  # file of a user's task
+    optimizer_source: str = field(default="", metadata={"in_key": False})  # file of a user's optimizer
     data: tuple[str, ...] = field(default=(), metadata={"in_key": False})  # paths of the data
 
     def __post_init__(self) -> None:

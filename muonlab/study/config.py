@@ -49,7 +49,7 @@ class ComparisonConfig(BaseModel):
         return hashlib.sha256(canonical_json(values).encode()).hexdigest()
 
     def optimizer(self, name: str) -> str:
-        """The catalogue's name of what is called `name` here: that of a variant's optimizer, else `name` itself."""
+        """The optimizer that is called `name` here: that of a variant, else `name` itself."""
         return self.variants[name]["optimizer"] if name in self.variants else name
 
     def fixed(self, name: str) -> dict[str, Value]:
@@ -95,7 +95,7 @@ def _variants(tables: Any) -> dict[str, dict[str, Value]]:
             raise UsageError(f"variant {name!r}: a name has letters, digits and _ . + - after the first")
         if not isinstance(table, Mapping) or not isinstance(table.get("optimizer"), str):
             raise UsageError(f"variant '{name}' names no optimizer: it needs optimizer = \"muon\" or another")
-        if len(table) < 2:
+        if len(table) < 2 and ":" not in table["optimizer"]:  # of a user's own it is a name, and names may clash
             raise UsageError(f"variant '{name}' sets nothing: name {table['optimizer']} itself, or set one of its keys")
     return {name: flattened(table) for name, table in tables.items()}
 

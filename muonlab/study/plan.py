@@ -17,8 +17,9 @@ from muonlab.study.space import check_names, coordinates, settable, start
 from muonlab.study.tune import EXHAUSTIVE_GRID, TuningRules
 from muonlab.tasks import catalog as tasks
 from muonlab.tasks.rehearsal import rehearse
+from muonlab.train.loop import check_observation
 
-__all__ = ["Plan", "base_specs", "plan_comparison"]
+__all__ = ["Plan", "base_specs", "named", "plan_comparison"]
 
 FIRST_TUNING_SEED = 1000  # added to the first seed: tuning seeds and final seeds never meet
 
@@ -34,11 +35,8 @@ class Plan:
 
     @property
     def conventions(self) -> dict[str, dict[str, str]]:
-        """Per optimizer, what must be said before its learning rate means anything."""
-        return {
-            name: {**catalog.conventions(base.optimizer, base.hyperparameters), "schedule": base.schedule.kind}
-            for name, base in self.bases.items()
-        }
+        """Per optimizer, what must be said before its learning rate means anything; of a user's own, its source too."""
+        return {name: _conventions(base) for name, base in self.bases.items()}
 
     def price(self, *, final_runs: bool = True) -> "Price":
         """What it takes if no move is made, no grid extended and no seed added, and what it can take at most.
@@ -60,6 +58,15 @@ class Plan:
             most += (1 + len(extra)) * (tuning.max_runs + finals)
             most_tokens += (1 + sum(extra)) * (tuning.max_runs + finals) * horizon
         return Price(least, most, least_tokens, most_tokens)
+
+
+def _conventions(base: RunSpec) -> dict[str, str]:
+    cls = catalog.get(base.optimizer, base.optimizer_source)
+    found = {**catalog.conventions(cls, base.hyperparameters), "schedule": base.schedule.kind}
+    if ":" not in base.optimizer:
+        return found
+    digest = str(base.numerics["rule"]).partition("+")[0]
+    return {**found, "source": f"{base.optimizer_source or base.optimizer}, SHA-256 {digest}"}
 
 
 def _configurations(space: Sequence[Hyperparameter]) -> int:
@@ -98,9 +105,16 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
     """
     if "seed" in config.settings:
         raise UsageError("a comparison runs several seeds: name the first with --seed, not with --set seed")
-    bases = base_specs(config)
+    config, found = named(config)
+    bases = _bases(config, found)
     first = bases[config.optimizers[0]]
-    check_names([base.optimizer for base in bases.values()], first, config.tune)
+    for info in found.values():
+        if "opt.lr" not in {h.name for h in catalog.space(info.cls)}:
+            raise UsageError(
+                f"{info.name} declares no grid for lr, so it can't be tuned: "
+                f"write one around its default, such as lr: float = hp(1e-3, grid=(5e-4, 1e-3, 2e-3, 4e-3), low=0.0)"
+            )
+    check_names([info.cls for info in found.values()], first, config.tune)
     final = tuple(range(config.first_seed, config.first_seed + config.num_seeds))
     first_tuning = FIRST_TUNING_SEED + config.first_seed
     tuning = TuningRules(
@@ -117,10 +131,39 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
     return Plan(bases, spaces, rules, {name: config.fixed(name) for name in bases if name in config.variants})
 
 
+def named(config: ComparisonConfig) -> tuple[ComparisonConfig, dict[str, catalog.OptimizerInfo]]:
+    """The config with every optimizer under its canonical name, and what each that is compared stands for.
+
+    A variant of the very name that is written wins over an optimizer that could be meant by it.
+
+    Raises   UsageError for an optimizer that is not there, or stands there twice
+    """
+    of_variants = {name: _variant(config, name) for name in config.variants}
+    found: dict[str, catalog.OptimizerInfo] = {}
+    canonical: dict[str, str] = {}
+    for written in config.optimizers:
+        info = of_variants.get(written) or catalog.locate(written, others=config.variants)
+        name = canonical[written] = written if written in of_variants else info.name
+        if name in found and found[name].source != info.source:
+            raise UsageError(f"two files give '{name}': let one be --variant other={written}")
+        if name in found:
+            raise UsageError(f"optimizer '{name}' is named twice")
+        found[name] = info
+    variants = {n: {**table, "optimizer": of_variants[n].name} for n, table in config.variants.items()}
+    changes = {"optimizers": tuple(found), "baseline": canonical[config.baseline], "variants": variants}
+    return config.model_copy(update=changes), found
+
+
 def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
-    """The run of each optimizer at the config's horizon, every hyperparameter at its default or as set."""
-    _check_optimizers(config)
-    _check_settings(config)
+    """The run of each optimizer at the config's horizon, every hyperparameter at its default or as set.
+
+    Keys are canonical names, in the order of the config.
+    """
+    return _bases(*named(config))
+
+
+def _bases(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo]) -> dict[str, RunSpec]:
+    _check_settings(config, found)
     info = tasks.locate(config.task)
     own = {name.partition(".")[2]: v for name, v in config.settings.items() if name.startswith("task.")}
     data = tuple(str(Path(path).absolute()) for path in config.data)
@@ -130,20 +173,21 @@ def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
     defaults = {name: v for name, v in info.options.items() if _plain(v)}
     others = {name: v for name, v in config.settings.items() if not name.startswith(("task.", "opt.", "aux."))}
     specs = {}
-    for name in config.optimizers:
-        optimizer = config.optimizer(name)
-        asked = {key: v for key, v in config.settings.items() if key in catalog.settable(optimizer)}
-        hyperparameters = {**start(optimizer), **asked, **config.fixed(name)}
+    for name, optimizer in found.items():
+        check_observation(optimizer.cls, task)
+        asked = {key: v for key, v in config.settings.items() if key in catalog.settable(optimizer.cls)}
+        hyperparameters = {**start(optimizer.named), **asked, **config.fixed(name)}
         specs[name] = RunSpec(
             task=info.name,
             source=info.source,
             task_options={**defaults, **own},
             data=data,
             data_fingerprint=tasks.fingerprint(task),
-            numerics={**info.numerics, "rule": catalog.numerics_version(optimizer)},
-            optimizer=optimizer,
+            numerics={**info.numerics, "rule": optimizer.numerics},
+            optimizer=optimizer.name,
+            optimizer_source=optimizer.source,
             hyperparameters=hyperparameters,
-            polar=catalog.polar_description(optimizer, hyperparameters),
+            polar=catalog.polar_description(optimizer.cls, hyperparameters),
             horizon_tokens=config.horizon_tokens,
             batch_tokens=config.batch_tokens,
             schedule=Schedule(),
@@ -155,20 +199,18 @@ def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
     return specs
 
 
-def _check_optimizers(config: ComparisonConfig) -> None:
-    """Every name is the catalogue's or a variant's, and every variant sets what its optimizer has."""
-    for name in config.variants:
-        if name in catalog.names():
-            raise UsageError(f"variant '{name}' has the name of an optimizer: give it another")
-        valid = catalog.settable(config.optimizer(name))
-        for key in config.fixed(name):
-            if key not in valid:
-                raise unknown(f"hyperparameter of {config.optimizer(name)} in variant '{name}'", key, valid)
-            if key == "opt.lr":
-                raise UsageError(f"variant '{name}' fixes opt.lr, which is tuned for every optimizer: leave it out")
-    for name in config.optimizers:
-        if name not in config.variants and name not in catalog.names():
-            raise unknown("optimizer", name, [*catalog.names(), *config.variants])
+def _variant(config: ComparisonConfig, name: str) -> catalog.OptimizerInfo:
+    """The optimizer of a variant, which sets what that has and has no name of ours."""
+    if name in catalog.names():
+        raise UsageError(f"variant '{name}' has the name of an optimizer: give it another")
+    info = catalog.locate(config.optimizer(name))
+    valid = catalog.settable(info.cls)
+    for key in config.fixed(name):
+        if key not in valid:
+            raise unknown(f"hyperparameter of {info.name} in variant '{name}'", key, valid)
+        if key == "opt.lr":
+            raise UsageError(f"variant '{name}' fixes opt.lr, which is tuned for every optimizer: leave it out")
+    return info
 
 
 def _check_twins(bases: Mapping[str, RunSpec], spaces: Mapping[str, Sequence[Hyperparameter]]) -> None:
@@ -180,8 +222,8 @@ def _check_twins(bases: Mapping[str, RunSpec], spaces: Mapping[str, Sequence[Hyp
             raise UsageError(f"'{twin}' and '{name}' are the same runs under two names: leave one of them out")
 
 
-def _check_settings(config: ComparisonConfig) -> None:
-    valid = frozenset().union(*(settable(config.optimizer(name)) for name in config.optimizers))
+def _check_settings(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo]) -> None:
+    valid = frozenset().union(*(settable(info.cls) for info in found.values()))
     for name in config.settings:
         if not name.startswith("task.") and name not in valid:
             raise unknown("key", name, valid)

@@ -1,19 +1,14 @@
 """Task names -> tasks: ours, and the classes of a user's module or file."""
 
-import hashlib
 import importlib
-import importlib.util
 import inspect
-import sys
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from muonlab import user_code
 from muonlab.errors import UsageError, unknown
 from muonlab.records.spec import Value
 from muonlab.roles import Role
@@ -23,7 +18,6 @@ __all__ = ["TASKS", "TaskInfo", "fingerprint", "flops_per_token", "locate", "res
 
 TASKS = {"text": "muonlab.tasks.text:Text"}
 METHODS = ("build", "batch", "loss", "evaluation")
-USER_MODULE = "muonlab_user_task_"  # + stem: a file named random.py must not become the module `random`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +41,10 @@ def locate(task: str, source: str = "") -> TaskInfo:
 
     Raises   UsageError if there is no such task, file or class, or if importing the user's code fails
     """
-    cls, name, path = _find(task, source)
-    options = {p.name: p.default for p in _parameters(cls) if p.name != "data" and p.kind is not p.VAR_KEYWORD}
-    if name in TASKS:
-        return TaskInfo(name=name, source="", numerics={"task": cls.numerics_version}, options=options)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
-    from_file = path is not None and (bool(source) or _file_of(task) is not None)
-    return TaskInfo(name=name, source=str(path) if from_file else "", numerics={"task": digest}, options=options)
+    found = _find(task, source)
+    options = {p.name: p.default for p in _parameters(found.cls) if p.name != "data" and p.kind is not p.VAR_KEYWORD}
+    version = found.cls.numerics_version if found.name in TASKS else found.digest()
+    return TaskInfo(name=found.name, source=found.source, numerics={"task": version}, options=options)
 
 
 def resolve(task: str, options: Mapping[str, Value], data: tuple[str, ...] = (), source: str = "") -> Task:
@@ -62,8 +53,8 @@ def resolve(task: str, options: Mapping[str, Value], data: tuple[str, ...] = (),
     Raises   UsageError as `locate` does, for an option the task does not have or misses, for data it does not read,
              if its constructor raises, and if it lacks a part of the protocol
     """
-    cls, name, path = _find(task, source)
-    parameters = _parameters(cls)
+    found = _find(task, source)
+    name, parameters = found.name, _parameters(found.cls)
     valid = {p.name for p in parameters if p.name != "data" and p.kind is not p.VAR_KEYWORD}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for option in options:
@@ -77,12 +68,8 @@ def resolve(task: str, options: Mapping[str, Value], data: tuple[str, ...] = (),
         arguments["data"] = tuple(data)
     elif data:
         raise UsageError(f"task {name} reads no data: its constructor has no argument `data`")
-    try:
-        made = cls(**arguments)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"task {name} could not be made: {_where(error, path)}") from error
+    with user_code.blamed(f"task {name} could not be made", found.path):
+        made = found.cls(**arguments)
     if not isinstance(getattr(made, "tokens_per_sample", None), int) or made.tokens_per_sample < 1:
         raise UsageError(f"task {name} lacks `tokens_per_sample`, a whole number of at least 1 (1 if it has no tokens)")
     return made
@@ -126,88 +113,18 @@ def fingerprint(task: Task) -> str:
     return str(task.fingerprint()) if hasattr(task, "fingerprint") else ""
 
 
-def _find(task: str, source: str) -> tuple[type, str, Path | None]:
-    """(class, canonical name, file of its source)."""
+def _find(task: str, source: str) -> user_code.UserClass:
     if task in TASKS:
         module_name, _, class_name = TASKS[task].partition(":")
-        return getattr(importlib.import_module(module_name), class_name), task, None
-    if ":" not in task:
-        if task.endswith(".py"):
-            raise UsageError(f"task {task!r} names no class: write {task}:ClassName")
-        error = unknown("task", task, TASKS)
-        raise UsageError(f"{error}; a task of your own is path/to/file.py:Class or module:Class")
-    place, _, class_name = task.rpartition(":")
-    path = Path(source) if source else _file_of(task)
-    module = _import_file(path) if path else _import_module(place)
-    cls = getattr(module, class_name, None)
-    if cls is None:
-        classes = [name for name, value in vars(module).items() if inspect.isclass(value)]
-        own = [name for name in classes if vars(module)[name].__module__ == module.__name__]
-        if not own:
-            raise UsageError(f"{path or place} defines no class, so no {class_name!r}")
-        raise unknown(f"class in {path or place}", class_name, own)
-    if not inspect.isclass(cls):
-        raise UsageError(f"{task}: {class_name} is not a class")
-    absent = [f"{name}()" for name in METHODS if not callable(getattr(cls, name, None))]
+        return user_code.UserClass(getattr(importlib.import_module(module_name), class_name), task, None, False)
+    if ":" not in task and not task.endswith(".py"):
+        raise user_code.unknown_name("task", task, TASKS)
+    found = user_code.find(task, source, kind="task")
+    absent = [f"{name}()" for name in METHODS if not callable(getattr(found.cls, name, None))]
     if absent:
         raise UsageError(f"{task} is no task: it lacks {', '.join(absent)} (the protocol is muonlab.tasks.base.Task)")
-    found = path or (Path(module.__file__) if getattr(module, "__file__", None) else None)
-    return cls, f"{path.stem if path else place}:{class_name}", found.resolve() if found else None
-
-
-def _file_of(task: str) -> Path | None:
-    """The file in `path/to/file.py:Class`; None for `module:Class`."""
-    place = task.rpartition(":")[0]
-    return Path(place).expanduser() if place.endswith(".py") else None
-
-
-def _import_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise UsageError(f"no module {error.name!r}: a task in a file is path/to/file.py:Class") from None
-        raise UsageError(f"importing {name} failed: {_where(error, None)}") from error
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"importing {name} failed: {_where(error, None)}") from error
-
-
-def _import_file(path: Path) -> ModuleType:
-    """The module of a user's file, run once per content; the file may import its neighbours."""
-    path = path.resolve()
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}")
-    name, digest = USER_MODULE + path.stem, hashlib.sha256(path.read_bytes()).hexdigest()
-    known = sys.modules.get(name)
-    if known is not None and vars(known).get("__muonlab_file__") == (str(path), digest):
-        return known
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up there
-    sys.path.insert(0, str(path.parent))
-    try:
-        # Not `exec_module`: it trusts a .pyc by mtime in seconds and size, so a quick edit would run the old code.
-        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
-    except (Exception, SystemExit) as error:
-        sys.modules.pop(name, None)
-        raise UsageError(f"importing {path.name} failed: {_where(error, path)}") from error
-    finally:
-        if str(path.parent) in sys.path:
-            sys.path.remove(str(path.parent))
-    module.__muonlab_file__ = (str(path), digest)
-    return module
+    return found
 
 
 def _parameters(cls: type) -> list[inspect.Parameter]:
     return [p for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_POSITIONAL]
-
-
-def _where(error: BaseException, path: Path | None) -> str:
-    """One line: file and line of the user's code, what was raised."""
-    text = " ".join(str(error).split()) or "no message"
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if path is not None and frame.filename == str(path)] or frames[-1:]
-    place = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
-    return f"{place}{type(error).__name__}: {text}"

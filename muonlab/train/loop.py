@@ -100,9 +100,9 @@ class _Run:
         np.random.seed(spec.seed % 2**32)
         random.seed(spec.seed)
         self.model = self.task.build().to(spec.device)
-        self.optimizer = optimizers.build(
-            spec.optimizer, self.model, tasks.roles_of(self.task, self.model), spec.hyperparameters
-        )
+        cls = optimizers.get(spec.optimizer, spec.optimizer_source, numerics=str(spec.numerics.get("rule", "")))
+        roles = tasks.roles_of(self.task, self.model)
+        self.optimizer = optimizers.build(cls, self.model, roles, spec.hyperparameters)
         check_observation(self.optimizer, self.task)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.params = [p for p in self.model.parameters() if p.requires_grad]

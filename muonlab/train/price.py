@@ -26,7 +26,8 @@ def estimate_seconds(spec: RunSpec) -> float:
     try:
         task = tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
         model = task.build().to(spec.device)
-        optimizer = optimizers.build(spec.optimizer, model, tasks.roles_of(task, model), spec.hyperparameters)
+        cls = optimizers.get(spec.optimizer, spec.optimizer_source)
+        optimizer = optimizers.build(cls, model, tasks.roles_of(task, model), spec.hyperparameters)
         samples = max(1, min(spec.batch_tokens, TRIAL_TOKENS) // task.tokens_per_sample)
         batch = to_device(task.batch(spec.seed, 0, samples), spec.device)
 

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from muonlab.bench.memory import extra_bytes, state_bytes
+from muonlab.bench.memory import STATE_SIDE, extra_bytes, state_bytes, state_bytes_per_parameter
+from muonlab.optim import SOAP, Sophia
 
 MIB = 2**20
 SLACK = 8192
@@ -56,3 +57,17 @@ def test_state_is_counted_once_and_parameters_never():
     weight = nn.Parameter(torch.zeros(50))
     weight.grad = torch.zeros(50)
     assert state_bytes(Hoarder([weight])) == 400 + 10
+
+
+def test_state_per_parameter_is_that_of_one_matrix_when_all_of_it_is_there():
+    assert state_bytes_per_parameter(lambda w: torch.optim.SGD([w], lr=0.1)) == 0
+    assert state_bytes_per_parameter(lambda w: torch.optim.SGD([w], lr=0.1, momentum=0.9)) == 4
+    assert state_bytes_per_parameter(lambda w: torch.optim.Adam([w])) == 8 + 4 / STATE_SIDE**2  # its counter of steps
+    assert 24 <= state_bytes_per_parameter(lambda w: SOAP([w])) < 24.001  # two moments, two factors, two bases
+
+
+def test_an_optimizer_that_observes_is_fed():
+    made = []
+    size = state_bytes_per_parameter(lambda w: made.append(Sophia([w])) or made[0])
+    (state,) = made[0].state.values()
+    assert state["hessian"].any() and 8 <= size < 8.001

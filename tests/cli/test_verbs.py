@@ -13,7 +13,7 @@ from muonlab.records import Store
 from muonlab.records.importers import import_jsonl
 from muonlab.records.record import same_result
 
-VERBS = ("demo", "compare", "tune", "train", "report", "runs", "bench", "doctor")
+VERBS = ("demo", "compare", "tune", "train", "report", "runs", "bench", "optimizers", "doctor")
 RUNS = ("list", "show", "export", "import", "rm")
 HELP = """
 import contextlib, io, json, sys

@@ -9,6 +9,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))  # stepping and reference, which pytest's importlib mode does not find
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Most tests here are not about observations, and feed none; that this is said has a test of its own."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.filterwarnings("ignore:Sophia takes its first step"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     before = torch.get_num_threads()

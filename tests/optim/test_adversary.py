@@ -7,7 +7,21 @@ import signal
 
 import pytest
 import torch
-from stepping import backward, bits, copy_of, each, fill_gradients, in_float64, small_model, state_bits, steps, weights
+from stepping import (
+    backward,
+    batch_noise,
+    bits,
+    copy_of,
+    each,
+    each_of_torch,
+    fill_gradients,
+    has,
+    in_float64,
+    small_model,
+    state_bits,
+    steps,
+    weights,
+)
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -29,7 +43,7 @@ def test_gradients_of_any_strides_are_read_right(cls, arguments) -> None:
         torch.randn(30, generator=generator)[5:29].view(6, 4),
     ]
     params, twins = weights(4), weights(4)
-    arguments = {**arguments, "polar": "exact"} if cls is muonlab.Muon else arguments
+    arguments = {**arguments, "polar": "exact"} if has(cls, "polar") else arguments
     optimizer, other = cls(params, **arguments), cls(twins, **arguments)
     for _ in range(2):
         for p, q, g in zip(params, twins, kinds, strict=True):
@@ -81,10 +95,10 @@ def test_an_optimizer_per_parameter_stepping_inside_backward(cls, arguments) -> 
         backward(twin, seed)
         together.step()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(p, q, atol=5e-3 if cls is muonlab.Muon else 1e-6, rtol=0)
+        torch.testing.assert_close(p, q, atol=max(1e-6, 2.5 * batch_noise(cls)), rtol=0)
 
 
-@each
+@each_of_torch  # the engine leaves the graph before any rule is asked
 def test_a_training_step_that_is_compiled_with_the_optimizer_inside(cls, arguments) -> None:
     torch._dynamo.reset()
     model, twin = small_model(), small_model()
@@ -105,7 +119,7 @@ def test_a_training_step_that_is_compiled_with_the_optimizer_inside(cls, argumen
         twin(x).square().mean().backward()
         other.step()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(p, q, atol=5e-3 if cls is muonlab.Muon else 1e-6, rtol=0)
+        torch.testing.assert_close(p, q, atol=max(1e-6, 2.5 * batch_noise(cls)), rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -6,11 +6,12 @@ import io
 import pytest
 import torch
 from reference import Reference
-from stepping import bits, fill_gradients, state_bits, steps, weights
+from stepping import bits, each_of_matrices, fill_gradients, in_float64, state_bits, steps, weights
 from torch import nn
 
 import muonlab
 from muonlab.errors import UsageError
+from muonlab.optim import soap
 
 FLOAT64 = {"lr": 0.1, "weight_decay": 0.3, "polar_dtype": "float64"}
 SPLITS = {
@@ -64,13 +65,75 @@ def test_a_split_equals_separate_parameters_in_every_form_of_decay(split, rows, 
     run_both(params, rows, fused, separate(params, rows), lambda parts: muonlab.Muon(parts, **settings))
 
 
-@pytest.mark.parametrize("polar", ["exact", "newton_schulz"])
+def some_basis(a: torch.Tensor) -> torch.Tensor:
+    """The same for every matrix of a size: eigenvectors of a null space are rounding noise, and differ with it."""
+    x = torch.randn(a.shape[-1], a.shape[-1], generator=torch.Generator().manual_seed(0), dtype=a.dtype)
+    return torch.linalg.qr(x)[0].expand_as(a)
+
+
+ROWS = (12, 4)
+PARTS = {  # shape, group, the matrices of a tensor of that shape
+    "qkv": (ROWS, {"split_sizes": (4, 4, 4)}, lambda x: x.split(4)),
+    "gqa": (ROWS, {"split_sizes": (8, 2, 2)}, lambda x: x.split((8, 2, 2))),
+    "heads": (ROWS, {"num_heads": 3}, lambda x: x.split(4)),
+    "gqa-heads": (ROWS, {"split_sizes": (8, 2, 2), "num_heads": (4, 1, 1)}, lambda x: x.split(2)),
+    "uneven-heads": (ROWS, {"split_sizes": (8, 4), "num_heads": (2, 2)}, lambda x: x.split((4, 4, 2, 2))),
+    "experts": ((3, 4, 4), {"role": "expert"}, lambda x: x.unbind(0)),
+    "wide-experts": ((3, 2, 4), {"role": "expert"}, lambda x: x.unbind(0)),
+    "transposed": ((4, 6), {"transposed": True}, lambda x: [x.mT]),
+    "transposed-qkv": ((4, 12), {"transposed": True, "split_sizes": (4, 4, 4)}, lambda x: x.mT.split(4)),
+    "convolution": ((6, 2, 2, 2), {"role": "conv"}, lambda x: [x.flatten(1)]),
+    "channels-last": ((6, 2, 2, 2), {"role": "conv"}, lambda x: [x.flatten(1)]),
+}
+
+
+def states_of(optimizer, p: torch.Tensor, name: str, parts) -> list[torch.Tensor]:
+    """A state of a parameter, matrix by matrix."""
+    if optimizer.rule.state[name].layout == "param":
+        return list(parts(optimizer.state[p][name]))
+    blocks = [value for key, value in optimizer.state[p].items() if key.partition(".")[0] == name]
+    return [one for block in blocks for one in block.reshape(-1, *block.shape[-2:])]
+
+
+@each_of_matrices
+@pytest.mark.parametrize("shape,group,parts", PARTS.values(), ids=PARTS.keys())
+def test_every_matrix_of_a_parameter_is_updated_as_if_alone(
+    cls, arguments, shape, group, parts, path, request, monkeypatch
+) -> None:
+    """Weights and state, float64, gradients of very different size; refreshed bases and factors among them."""
+    monkeypatch.setattr(soap, "eigenbasis", some_basis)
+    settings = in_float64(cls, arguments)
+    layout = torch.channels_last if "channels-last" in request.node.name else torch.preserve_format
+    params = [nn.Parameter(p.detach().clone(memory_format=layout)) for p in weights(2, shape, torch.float64)]
+    apart = [nn.Parameter(part.clone()) for p in params for part in parts(p.detach())]
+    fused = cls([{"params": params, "algorithm": cls.rule.name, **group}], **settings)
+    alone = cls(apart, **settings)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        for p in params:
+            p.grad = torch.randn(shape, generator=generator, dtype=p.dtype)
+            for i, part in enumerate(parts(p.grad)):
+                part.mul_(10.0**i)
+            p.grad = p.grad.clone(memory_format=layout)
+        for part, g in zip(apart, [g for p in params for g in parts(p.grad)], strict=True):
+            part.grad = g.clone()
+        fused.step()
+        alone.step()
+    torch.testing.assert_close(
+        [part for p in params for part in parts(p.detach())], [p.detach() for p in apart], atol=1e-9, rtol=0
+    )
+    for name in cls.rule().active_state():
+        found = [one for p in params for one in states_of(fused, p, name, parts)]
+        torch.testing.assert_close(found, [alone.state[p][name] for p in apart], atol=1e-7, rtol=1e-7)
+
+
+@each_of_matrices
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "master"])
-def test_a_split_of_bfloat16_weights_moves_every_row(polar, rounding) -> None:
+def test_a_split_of_bfloat16_weights_moves_every_row(cls, arguments, rounding) -> None:
     params = weights(2, (12, 5), torch.bfloat16)
     before = [p.detach().clone() for p in params]
-    optimizer = muonlab.Muon([{"params": params, "split_sizes": (8, 4)}], lr=0.5, polar=polar, rounding=rounding)
-    steps(optimizer, params, range(2))
+    optimizer = cls([{"params": params, "split_sizes": (8, 4)}], **{**arguments, "lr": 0.5}, rounding=rounding)
+    steps(optimizer, params, range(3))
     for p, start in zip(params, before, strict=True):
         assert (p != start).any(dim=1).all()
         if rounding == "master":

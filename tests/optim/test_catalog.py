@@ -10,14 +10,18 @@ from torch import nn
 
 from muonlab.errors import UsageError
 from muonlab.optim import Hyperparameter, catalog
+from muonlab.optim.rule import declarations
 
 
 def constructor_default(name: str, key: str):
-    parameters = inspect.signature(catalog.get(name)).parameters
+    """The default of the argument that a dotted name sets, or of its part."""
+    cls = catalog.get(name)
+    parameters = inspect.signature(cls).parameters
     prefix, leaf = key.split(".")
-    start = "aux_" if prefix == "aux" else ""
-    if leaf in ("beta1", "beta2"):
-        return parameters[f"{start}betas"].default[int(leaf[-1]) - 1]
+    start, rule = ("aux_", cls.companion) if prefix == "aux" else ("", cls.rule)
+    for field, declaration in declarations(rule).items():
+        if leaf in declaration.parts:
+            return parameters[start + field].default[declaration.parts.index(leaf)]
     return parameters[start + leaf].default
 
 
@@ -109,8 +113,13 @@ def test_a_bad_value_names_its_key(name: str, key: str, value) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UsageError, match="did you mean 'muon'"):
-        catalog.get("muno")
+    words = r"did you mean 'muon'\?.*one of your own is path/to/file\.py:Class"
+    for ask in (catalog.get, catalog.locate, catalog.numerics_version):
+        with pytest.raises(UsageError, match=words) as error:
+            ask("muno")
+        assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match="did you mean 'muon-4'"):
+        catalog.locate("muon4", others=["muon-4"])
     with pytest.raises(UsageError, match=r"did you mean 'opt\.lr'"):
         catalog.build("adamw", nn.Linear(3, 3), None, {"opt.lrr": 0.1})
     for name, key in (("adamw", "aux.lr_ratio"), ("adamw", "opt.momentum"), ("muon", "aux.lr"), ("muon", "lr")):
@@ -118,6 +127,32 @@ def test_unknown_names() -> None:
             catalog.build(name, nn.Linear(3, 3), None, {key: 0.1})
     with pytest.raises(UsageError, match="sgd"):
         catalog.build("sgd", nn.Linear(3, 3), None, {"opt.nesterov": True})
+
+
+def test_a_hyphen_may_stand_for_an_underscore() -> None:
+    for name in catalog.names():
+        info = catalog.locate(name.replace("_", "-"))
+        assert (info.name, info.source, info.named) == (name, "", name) and info.cls is catalog.get(name)
+        assert info.numerics == catalog.numerics_version(name) and catalog.get(name.replace("_", "-")) is info.cls
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_a_class_stands_for_its_name(name: str) -> None:
+    cls = catalog.get(name)
+    assert catalog.get(cls) is cls and catalog.optimizer_class(cls) is cls and catalog.optimizer_class(cls.rule) is cls
+    for ask in (catalog.hyperparameters, catalog.space, catalog.settable, catalog.conventions):
+        assert ask(cls) == ask(name)
+    assert type(catalog.build(cls, nn.Linear(3, 3), {"weight": "hidden"}, {"opt.lr": 0.5})) is cls
+
+
+def test_conventions_say_what_there_is_to_say() -> None:
+    assert catalog.conventions("adamw") == {"weight decay": "decoupled"}
+    assert catalog.conventions("sgd", {"opt.decay": "cautious"}) == {"weight decay": "cautious"}
+    assert catalog.conventions("shampoo") == {"weight decay": "decoupled"}
+    muon = catalog.conventions("muon", {"opt.adjust_lr_fn": "spectral", "opt.polar": "exact"})
+    assert muon == {"weight decay": "decoupled", "scale rule": "spectral", "polar factor": "exact:float64"}
+    sphere = catalog.conventions("muon_hyperball")
+    assert sphere["weight decay"].startswith("none") and "scale rule" not in sphere
 
 
 def test_versions_and_polar_description() -> None:

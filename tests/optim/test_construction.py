@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
-from stepping import each, steps, weights
+from stepping import each, each_of_matrices, steps, weights
 from torch import nn
 
 import muonlab
+from muonlab.optim.rule import declarations
 
 
 def test_signatures_are_torchs() -> None:
@@ -62,6 +63,29 @@ def test_bad_hyperparameters(name: str, arguments: dict) -> None:
 
 
 @each
+def test_values_outside_what_is_declared_are_refused_everywhere(cls, arguments) -> None:
+    for name, declared in declarations(cls.rule).items():
+        if declared.kind is bool or declared.check is not None:
+            continue
+        low, high = declared.low, declared.high
+        outside = [math.nan, math.inf, "0.5", None, True]
+        outside += [] if low is None else [low - 1, *([] if declared.low_closed else [low])]
+        outside += [] if high is None else [high + 1, *([] if declared.high_closed else [high])]
+        for value in outside:
+            given = {name: (value,) * len(declared.parts) if declared.parts else value}
+            for make in (
+                lambda given=given: cls(weights(1), **given),
+                lambda given=given: cls([{"params": weights(1), **given}]),
+                lambda given=given: cls(weights(1)).add_param_group({"params": weights(1, seed=1), **given}),
+            ):
+                with pytest.raises((ValueError, TypeError)):
+                    make()
+        for given in ((), (0.5,) * 9, 0.5) if declared.parts else ():
+            with pytest.raises((ValueError, TypeError)):
+                cls(weights(1), **{name: given})
+
+
+@each
 def test_unknown_keyword_and_misspelt_group_key(cls, arguments) -> None:
     with pytest.raises(TypeError):
         cls(weights(1), weight_decy=0.1)
@@ -105,20 +129,34 @@ def test_params_that_are_fine(cls, arguments) -> None:
         cls([{"params": [w]}, {"params": [w]}])
 
 
-def test_shapes_a_matrix_rule_cannot_take() -> None:
-    (w,) = weights(1)
+@each_of_matrices
+def test_shapes_a_matrix_rule_cannot_take(cls, arguments) -> None:
+    (w,), message = weights(1), "only supports 2D parameters"
     for bad in (torch.ones(2, 3, 4), torch.ones(2, 3, 4, 5)):
-        with pytest.raises(ValueError, match="Muon only supports 2D parameters"):
-            muonlab.Muon([bad])
-        optimizer = muonlab.Muon([w])
-        with pytest.raises(ValueError, match="Muon only supports 2D parameters"):
+        with pytest.raises(ValueError, match=message):
+            cls([bad])
+        optimizer = cls([w])
+        with pytest.raises(ValueError, match=message):
             optimizer.add_param_group({"params": [bad]})
         assert len(optimizer.param_groups) == 1
     with pytest.raises(ValueError, match="2D"):
-        muonlab.Muon([{"params": [torch.ones(3)], "use_muon": True}])
+        cls([{"params": [torch.ones(3)], "use_muon": True}])
     for small in (torch.ones(3), torch.tensor(1.0), torch.ones(1, 5)):
-        optimizer = muonlab.Muon([nn.Parameter(small), w] if small.ndim == 2 else [nn.Parameter(small)])
-        assert optimizer.param_groups[0]["algorithm"] == ("muon" if small.ndim == 2 else "adamw")
+        params = [nn.Parameter(small)]
+        optimizer = cls([*params, w] if small.ndim == 2 else params)
+        assert optimizer.param_groups[0]["algorithm"] == (cls.rule if small.ndim == 2 else cls.companion).name
+        steps(optimizer, params, range(2))
+        assert params[0].isfinite().all()
+
+
+@each
+def test_numbers_and_vectors_are_parameters(cls, arguments) -> None:
+    params = [nn.Parameter(torch.tensor(1.5)), nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(4))]
+    optimizer = cls(params, **arguments)
+    steps(optimizer, params, range(3))
+    optimizer.load_state_dict(optimizer.state_dict())
+    steps(optimizer, params, [3])
+    assert all(p.isfinite().all() and (p != 1.5).all() for p in params)
 
 
 def test_group_flags_of_other_libraries() -> None:

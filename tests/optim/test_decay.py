@@ -3,7 +3,18 @@
 import pytest
 import torch
 from reference import Reference
-from stepping import NAMES, bits, each, each_decay, fill_gradients, in_float64, steps, weights
+from stepping import (
+    NAMES,
+    bits,
+    decaying,
+    each,
+    each_decay,
+    each_with_decay,
+    fill_gradients,
+    in_float64,
+    steps,
+    weights,
+)
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -49,7 +60,7 @@ def test_every_rule_in_every_form_equals_its_formula_under_a_schedule(cls, hyper
 @each_decay
 def test_maximize_turns_the_gradient_and_not_the_decay(cls, arguments, decay, path) -> None:
     params, mirrored = (weights(2, dtype=torch.float64) for _ in range(2))
-    settings = {**in_float64(cls, arguments), "weight_decay": 0.5, "decay": decay}
+    settings = {**in_float64(cls, arguments), **decaying(cls, 0.5), "decay": decay}
     up, down = cls(params, maximize=True, **settings), cls(mirrored, **settings)
     for seed in range(3):
         fill_gradients(params, seed)
@@ -69,17 +80,17 @@ def test_at_lr_zero_not_a_sign_bit_changes_but_the_state_moves(cls, arguments, d
     with torch.no_grad():
         for p in params:
             p[0, :2] = torch.tensor([-0.0, 0.0])
-    optimizer = cls(params, **{**arguments, "lr": 0.0}, weight_decay=0.5, decay=decay)
+    optimizer = cls(params, **{**arguments, "lr": 0.0}, **decaying(cls, 0.5), decay=decay)
     before = bits(params)
     steps(optimizer, params, range(3))
     assert bits(params) == before and optimizer.num_skipped == 0
     for p in params:
         assert all(value.any() for value in optimizer.state[p].values())
-    if cls is not muonlab.Muon:
-        assert optimizer.state[params[0]]["step"] == 3
+        assert optimizer.state[p].get("step", 3) == 3
+    assert ("step" in optimizer.state[params[0]]) is (cls.rule.step_count != "none")
 
 
-@each
+@each_with_decay
 def test_independent_decay_follows_the_schedule_and_not_the_size_of_lr(cls, arguments, path) -> None:
     """With zero gradients w <- w prod(1 - weight_decay lr / lr_0), whatever lr_0 is."""
     for lr in (1e-4, 10.0):
@@ -95,7 +106,7 @@ def test_independent_decay_follows_the_schedule_and_not_the_size_of_lr(cls, argu
         torch.testing.assert_close(params[0].detach(), start * 0.9 * 0.95 * 0.975, atol=1e-14, rtol=0)
 
 
-@each
+@each_with_decay
 @pytest.mark.parametrize(
     "make,peak",
     [
@@ -117,7 +128,7 @@ def test_independent_decay_counts_warm_up_schedules_from_their_peak(cls, argumen
         torch.testing.assert_close(w.detach(), before * (1 - 0.1 * fraction), atol=1e-14, rtol=0)
 
 
-@each
+@each_with_decay
 def test_independent_decay_does_not_fix_the_start_of_a_later_schedule(cls, arguments) -> None:
     (w,) = weights(1, dtype=torch.float64)
     optimizer = cls([w], **arguments, weight_decay=0.1, decay="independent")
@@ -149,7 +160,7 @@ def test_independent_decay_survives_a_checkpoint_in_mid_schedule() -> None:
     assert run(None) == run(2)
 
 
-@each
+@each_with_decay
 def test_forms_agree_where_they_must(cls, arguments) -> None:
     """Without decay all forms are one; independent is decoupled with weight_decay / lr_0."""
 

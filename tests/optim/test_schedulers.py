@@ -8,6 +8,7 @@ import pytest
 import torch
 from stepping import (
     backward,
+    batch_noise,
     bits,
     copy_of,
     each,
@@ -155,7 +156,7 @@ def test_gradient_clipping_and_accumulation_see_the_gradients_as_they_are(cls, a
     other.step()
     assert bits(p.grad for p in model.parameters()) == before
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(p, q, atol=2e-3 if cls is muonlab.Muon else 1e-3, rtol=0)
+        torch.testing.assert_close(p, q, atol=max(1e-3, batch_noise(cls)), rtol=0)
 
 
 def test_momentum_is_read_from_the_group_at_each_step() -> None:

@@ -30,7 +30,8 @@ def table(tmp_path):
 
 
 def test_jsonl_round_trip_from_store_to_store(tmp_path, make):
-    records = [make(0), make(1, outcome="diverged", error="loss\nnan é \ud800"), make(2, outcome="failed")]
+    own = {"optimizer": "own_rule:MyRule", "optimizer_source": "/home/ann/own_rule.py", "numerics": {"rule": "ab+a:1"}}
+    records = [make(0), make(1, outcome="diverged", error="loss\nnan é \ud800"), make(2, outcome="failed", **own)]
     with Store(tmp_path / "a.db") as one, Store(tmp_path / "b.db") as two:
         for record in records:
             one.put(record)

@@ -45,6 +45,17 @@ def test_same_result_ignores_times_and_machines(make):
     assert not same_result(a, make(train_loss=(math.nan, 1.0, 2.0 + 1e-15)))
 
 
+def test_a_record_of_before_an_optimizer_could_be_a_users_keeps_its_key(make):
+    spec = {
+        "task": "own:Task", "optimizer": "muon", "horizon_tokens": 4096, "batch_tokens": 512,
+        "hyperparameters": {"opt.lr": 0.02}, "numerics": {"rule": "muon:2+adamw:1", "task": "ab"},
+        "source": "/home/ann/own.py",
+    }  # fmt: skip
+    key = "e74751da8420bb93acaf365639af17c9b296073bb761b134423565a23802a053"
+    record = Record.from_dict({**make().to_dict(), "spec": spec, "key": key})
+    assert record.key == key and record.spec.optimizer_source == "" and record.to_dict()["spec"] == spec
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -37,7 +37,9 @@ CHANGES = {
     "data_fingerprint": "ab",
     "init_from": "cd",
 }
-OBSERVING = {"source": "/home/ann/task.py", "data": ("/data/train.bin",)}
+OBSERVING = {
+    "source": "/home/ann/task.py", "optimizer_source": "/home/ann/rule.py", "data": ("/data/train.bin",),
+}  # fmt: skip
 
 scalars = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(scalars | st.text(), lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=5)
@@ -86,7 +88,9 @@ def test_every_schedule_field_changes_the_key():
 
 @pytest.mark.parametrize("name", OBSERVING)
 def test_moving_a_file_keeps_the_key(name):
-    assert RunSpec(**BASE, **{name: OBSERVING[name]}).key == RunSpec(**BASE).key
+    moved = RunSpec(**BASE, **{name: OBSERVING[name]})
+    assert moved.key == RunSpec(**BASE).key
+    assert RunSpec.from_dict(json.loads(json.dumps(moved.to_dict()))) == moved
 
 
 def test_defaults_are_omitted_and_do_not_change_the_key():
