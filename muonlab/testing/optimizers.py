@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from muonlab.optim.engine import Engine
 from muonlab.optim.rule import Rule
+from muonlab.testing.rules import first_state, run
 
 __all__ = ["CLAUSES", "Subject"]
 
@@ -85,6 +86,23 @@ def descends(subject: Subject) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert min(losses[-3:]) < losses[0], f"the loss went from {losses[0]:.4g} to {losses[-1]:.4g}"
+
+
+def a_step_is_lr_times_what_the_rule_gives(subject: Subject) -> None:
+    """The engine calls every stage, and applies the direction with the scale of its shape, as declared."""
+    params = weights(1)
+    optimizer, w = subject.make(params, lr=0.1, **subject.undecayed), params[0].detach().clone()
+    rule, state = subject.rule, first_state(subject.rule, w)
+    for t in (1, 2, 3):
+        fill_gradients(params, t)
+        u = run(rule, params[0].grad, w, state, t) * rule.scale(tuple(w.shape))
+        if rule.application == "sphere":
+            moved = w - 0.1 * state["radius"] * u / u.norm()
+            w = state["radius"] * moved / moved.norm()
+        else:
+            w = w - 0.1 * u
+        optimizer.step()
+        torch.testing.assert_close(params[0].detach(), w, atol=1e-4, rtol=1e-3)
 
 
 def lr_zero_moves_no_bit(subject: Subject) -> None:
@@ -210,6 +228,7 @@ CLAUSES: Mapping[str, Callable[[Subject], None]] = {
     clause.__name__: clause
     for clause in (
         descends,
+        a_step_is_lr_times_what_the_rule_gives,
         lr_zero_moves_no_bit,
         a_missing_gradient_leaves_weight_and_state_alone,
         gradients_of_zero_move_nothing_without_decay,

@@ -229,7 +229,7 @@ class _Run:
         restore_rng(state["rng"])
 
 
-def check_observation(optimizer: Engine, task: Task) -> None:
+def check_observation(optimizer: Engine | type[Engine], task: Task) -> None:
     """Raises   UsageError if the optimizer observes curvature and the task has no `curvature_loss`"""
     if optimizer.rule.observes and not hasattr(task, "curvature_loss"):
         raise UsageError(

@@ -153,13 +153,13 @@ ONLY = {  # fault -> the clauses that it breaks
     WeightWritten: {"writes_only_its_state_and_returns_none_of_it", "lr_zero_moves_no_bit"},
     StateReturned: {"writes_only_its_state_and_returns_none_of_it"},
     InputOfFinishWritten: {"writes_only_its_state_and_returns_none_of_it"},
-    LrUsed: {"lr_and_decay_never_reach_the_mathematics"},
+    LrUsed: {"lr_and_decay_never_reach_the_mathematics", "a_step_is_lr_times_what_the_rule_gives"},
     DecayUsed: {"lr_and_decay_never_reach_the_mathematics"},
     LeakInTheMatrixStage: {"a_batch_equals_a_loop"},
     NormOverAllInLocal: {"local_sees_no_more_than_it_says", "a_batch_equals_a_loop"},
     ZeroOverZero: {"is_finite_at_extreme_scales", "gradients_of_zero_move_nothing_without_decay"},
     StepOfAConstant: {"is_finite_at_extreme_scales", "gradients_of_zero_move_nothing_without_decay"},
-    WrongDtype: {"keeps_the_dtype"},
+    WrongDtype: {"keeps_the_dtype", "a_step_is_lr_times_what_the_rule_gives"},
     StepNumberLookedUp: {"hyperparameters_may_be_tensors"},
     FirstOfManyForgotten: {"many_equal_one_after_the_other", "the_order_of_parameters_is_irrelevant"},
     StateForNothing: {"every_state_tensor_moves"},
@@ -206,10 +206,12 @@ class LosesTheLoss(Engine):
 
 OF_ENGINES = {
     DecaysByItself: {
+        "a_step_is_lr_times_what_the_rule_gives",
         *("lr_zero_moves_no_bit", "a_missing_gradient_leaves_weight_and_state_alone"),
         *("gradients_of_zero_move_nothing_without_decay", "a_step_that_is_not_finite_touches_nothing"),
     },
     KeepsItsStateToItself: {
+        "a_step_is_lr_times_what_the_rule_gives",
         *("lr_zero_moves_no_bit", "a_saved_state_continues_bit_for_bit", "a_deep_copy_continues_bit_for_bit"),
         "the_step_number_survives_a_scheduler",
     },

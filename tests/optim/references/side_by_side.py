@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muonlab.optim import Sophia
+from muonlab.optim import Sophia, catalog
 
 MATRICES = ((8, 8), (12, 5), (5, 12), (7, 1))
 SQUARE = ((8, 8), (5, 5), (12, 12))
 ANY_SHAPE = (*MATRICES, (6,), (3, 4, 2))
+LR = 0.03
+SINGLE_SHARE = 2e-7  # a tolerance: the share of elements that `cautious` keeps is a float32
 
 Path = list[list[Tensor]]  # per parameter, its weights after each step
 
@@ -23,12 +25,9 @@ class Problem:
     starts: list[Tensor]
     gradients: list[list[Tensor]]  # per parameter, one for each step
 
-    def params(self) -> list[nn.Parameter]:
-        return [nn.Parameter(w.clone()) for w in self.starts]
-
     def path(self, optimizer_of: Callable[[list[nn.Parameter]], Any]) -> Path:
         """Where an optimizer takes the parameters; it may write into the gradients."""
-        params = self.params()
+        params = [nn.Parameter(w.clone()) for w in self.starts]
         optimizer, path = optimizer_of(params), [[] for _ in params]
         for grads in zip(*self.gradients, strict=True):
             for p, g in zip(params, grads, strict=True):
@@ -63,6 +62,11 @@ def random_problem(
         for shape, mean in zip(shapes, means, strict=True)
     ]
     return Problem([w.to(dtype) for w in starts], gradients)
+
+
+def ours(problem: Problem, name: str, **arguments) -> Path:
+    """The path of one of our optimizers, without decay unless the arguments say so."""
+    return problem.path(lambda params: catalog.get(name)(params, **{"lr": LR, "weight_decay": 0.0, **arguments}))
 
 
 def errors(problem: Problem, ours: Path, reference: Path) -> list[float]:

@@ -14,19 +14,25 @@ import torch
 from pytorch_optimizer.optimizer import scion
 from pytorch_optimizer.optimizer.muon import adamuon, normuon
 from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
-from side_by_side import MATRICES, SQUARE, Observing, Path, Problem, assert_same_path, observations, random_problem
+from side_by_side import (
+    LR,
+    MATRICES,
+    SINGLE_SHARE,
+    SQUARE,
+    Observing,
+    Problem,
+    assert_same_path,
+    observations,
+    ours,
+    random_problem,
+)
 from torch import nn
 
 import muonlab
 from muonlab.optim import catalog, kron
 
-LR = 0.03
 FINE = {"polar_dtype": "float64"}
 each_decay = pytest.mark.parametrize("weight_decay", [0.0, 0.7])
-
-
-def ours(problem: Problem, name: str, **arguments) -> Path:
-    return problem.path(lambda params: catalog.get(name)(params, **{"lr": LR, **arguments}))
 
 
 def optional(name: str) -> Any:
@@ -79,7 +85,6 @@ class Decayed:
 
 SHARED = {"betas": (0.8, 0.95), "eps": 1e-2}
 SLOW = {"betas": (0.8, 0.95, 0.99), "eps": 1e-2, "alpha": 3.0}
-DECOUPLED = {"weight_decouple": True}
 ELEMENTWISE = {
     "lion": ("lion", {"betas": (0.8, 0.95)}, "Lion", {}, {}),
     "signum": ("signum", {"momentum": 0.8}, "SignSGD", {}, {}),
@@ -156,7 +161,7 @@ def by_head(names: list[str], params: list[nn.Parameter], num_heads: int, weight
 @each_decay
 def test_adam_mini(weight_decay: float) -> None:
     """Differs: there the second moments of heads are float32."""
-    problem = random_problem(tuple(ATTENTION.values()))
+    problem = random_problem(tuple(ATTENTION.values()), dtype=torch.float32)
     shared = {"lr": LR, "betas": (0.8, 0.95), "eps": 1e-2}
     names = list(ATTENTION)
 
@@ -164,7 +169,6 @@ def test_adam_mini(weight_decay: float) -> None:
         owner = module(dict(zip(names, params, strict=True)))
         return pytorch_optimizer.AdamMini(owner, num_embeds=8, num_heads=2, weight_decay=weight_decay, **shared)
 
-    problem = Problem([w.float() for w in problem.starts], [[g.float() for g in gs] for gs in problem.gradients])
     reference = problem.path(there)
     found = problem.path(lambda ps: catalog.get("adam_mini")(by_head(names, ps, 2, weight_decay), **shared))
     assert_same_path(problem, found, reference, 1e-6)
@@ -333,10 +337,6 @@ def heavyball(monkeypatch: pytest.MonkeyPatch) -> Any:
     return library
 
 
-def in_float32(problem: Problem) -> Problem:
-    return Problem([w.float() for w in problem.starts], [[g.float() for g in gs] for gs in problem.gradients])
-
-
 @each_decay
 @pytest.mark.parametrize(
     "name,cls,here,there",
@@ -346,7 +346,7 @@ def in_float32(problem: Problem) -> Problem:
     ],
 )
 def test_heavyball(name: str, cls: str, here: dict, there: dict, weight_decay: float, heavyball) -> None:
-    problem = in_float32(random_problem())
+    problem = random_problem(dtype=torch.float32)
     shared = {"lr": LR, "betas": (0.8, 0.95), "eps": 1e-12, "weight_decay": weight_decay}
     reference = problem.path(lambda params: getattr(heavyball, cls)(params, **shared, **there))
     assert_same_path(problem, ours(problem, name, **shared, **here), reference, 6e-6)
@@ -354,7 +354,7 @@ def test_heavyball(name: str, cls: str, here: dict, there: dict, weight_decay: f
 
 def test_heavyball_on_the_sphere(heavyball) -> None:
     """Differs: there the second moment alone is averaged, so beta1 = 0 here."""
-    problem = in_float32(random_problem())
+    problem = random_problem(dtype=torch.float32)
     reference = problem.path(lambda ps: heavyball.HyperBallAdamW(ps, lr=LR, betas=(0.0, 0.95), eps=1e-12))
     found = ours(problem, "adam_hyperball", betas=(0.0, 0.95), eps=1e-12)
     assert_same_path(problem, found, reference, 6e-6)
@@ -364,9 +364,9 @@ def test_heavyball_on_the_sphere(heavyball) -> None:
 def test_timm_cautious(weight_decay: float) -> None:
     timm = optional("timm.optim.adamw")
     problem = random_problem()
-    shared = {"lr": LR, **SHARED, "weight_decay": weight_decay}
-    reference = problem.path(lambda params: timm.AdamWLegacy(params, caution=True, **shared))
-    assert_same_path(problem, ours(problem, "cautious", **shared), reference, 2e-7)
+    shared = {**SHARED, "weight_decay": weight_decay}
+    reference = problem.path(lambda params: timm.AdamWLegacy(params, lr=LR, caution=True, **shared))
+    assert_same_path(problem, ours(problem, "cautious", **shared), reference, SINGLE_SHARE)
 
 
 PROJECTIONS = {"q_proj.weight": (8, 8), "v_proj.weight": (8, 8), "mlp.weight": (12, 8), "norm.weight": (8,)}

@@ -5,18 +5,13 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from side_by_side import ANY_SHAPE, SQUARE, Path, Problem, assert_same_path, random_problem, some_basis
+from side_by_side import ANY_SHAPE, LR, SQUARE, Path, Problem, assert_same_path, ours, random_problem, some_basis
 from torch import Tensor
 
 from muonlab.optim import catalog, soap
 
-LR = 0.03
 EXACT = {"polar": "exact"}
 each_decay = pytest.mark.parametrize("weight_decay", [0.0, 0.7])
-
-
-def path_of(problem: Problem, name: str, **arguments) -> Path:
-    return problem.path(lambda params: catalog.get(name)(params, **{"lr": LR, "weight_decay": 0.0, **arguments}))
 
 
 def changed(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
@@ -46,13 +41,13 @@ def assert_adamw(problem: Problem, found: Path, tolerance: float = 1e-12, **argu
 def test_ademamix_without_its_slow_average_is_adamw(weight_decay: float) -> None:
     problem = random_problem(ANY_SHAPE)
     arguments = {"betas": (0.8, 0.95, 0.99), "eps": 1e-3, "alpha": 0.0, "weight_decay": weight_decay}
-    assert_adamw(problem, path_of(problem, "ademamix", **arguments), weight_decay=weight_decay)
+    assert_adamw(problem, ours(problem, "ademamix", **arguments), weight_decay=weight_decay)
 
 
 @each_decay
 def test_mars_without_correction_is_adamw_on_small_gradients(weight_decay: float) -> None:
     problem = changed(random_problem(ANY_SHAPE), lambda g: g / (10 + g.norm()))
-    found = path_of(problem, "mars", gamma=0.0, weight_decay=weight_decay, **ADAMW)
+    found = ours(problem, "mars", gamma=0.0, weight_decay=weight_decay, **ADAMW)
     assert_adamw(problem, found, weight_decay=weight_decay)
 
 
@@ -60,7 +55,7 @@ def test_mars_without_correction_is_adamw_on_clipped_gradients() -> None:
     problem = random_problem(ANY_SHAPE)
     clipped = changed(problem, lambda g: g / g.norm().clamp(min=1.0))
     assert any(g.norm() > 1 for gs in problem.gradients for g in gs)
-    assert_adamw(clipped, path_of(problem, "mars", gamma=0.0, **ADAMW), weight_decay=0.0)
+    assert_adamw(clipped, ours(problem, "mars", gamma=0.0, **ADAMW), weight_decay=0.0)
 
 
 @each_decay
@@ -68,7 +63,7 @@ def test_mars_without_correction_is_adamw_on_clipped_gradients() -> None:
 def test_nadamw_without_momentum_is_adamw(momentum_decay: float | None, weight_decay: float) -> None:
     problem = random_problem(ANY_SHAPE)
     arguments = {**ADAMW, "betas": (0.0, 0.95), "weight_decay": weight_decay}
-    assert_adamw(problem, path_of(problem, "nadamw", momentum_decay=momentum_decay, **arguments), **arguments)
+    assert_adamw(problem, ours(problem, "nadamw", momentum_decay=momentum_decay, **arguments), **arguments)
 
 
 @each_decay
@@ -76,14 +71,14 @@ def test_cautious_is_adamw_while_every_sign_stays(weight_decay: float) -> None:
     problem = random_problem(ANY_SHAPE)
     signs = torch.arange(1000).remainder(3).sub(0.5).sign().double()
     problem = changed(problem, lambda g: g.abs() * signs[: g.numel()].reshape(g.shape))
-    found = path_of(problem, "cautious", weight_decay=weight_decay, **ADAMW)
+    found = ours(problem, "cautious", weight_decay=weight_decay, **ADAMW)
     assert_adamw(problem, found, weight_decay=weight_decay)
 
 
 @each_decay
 def test_adam_mini_on_one_column_is_adamw(weight_decay: float) -> None:
     problem = random_problem(((7, 1), (1, 1), (12, 1)))
-    found = path_of(problem, "adam_mini", weight_decay=weight_decay, **ADAMW)
+    found = ours(problem, "adam_mini", weight_decay=weight_decay, **ADAMW)
     assert_adamw(problem, found, weight_decay=weight_decay)
 
 
@@ -102,7 +97,7 @@ def test_soap_in_the_identity_is_adamw(weight_decay: float, monkeypatch: pytest.
     in_order = lambda a, q: (q, torch.arange(a.shape[-1]).expand(a.shape[:-1]))  # noqa: E731
     monkeypatch.setattr(soap, "power_iterated", in_order)
     problem = random_problem()
-    found = path_of(problem, "soap", weight_decay=weight_decay, **SOAP)
+    found = ours(problem, "soap", weight_decay=weight_decay, **SOAP)
     for start, weights in zip(problem.starts, found, strict=True):
         torch.testing.assert_close(weights[0], start * (1 - LR * weight_decay), atol=1e-15, rtol=0)
     assert_adamw(*after_the_first(problem, found), weight_decay=weight_decay)
@@ -112,7 +107,7 @@ def test_soap_in_the_identity_is_adamw(weight_decay: float, monkeypatch: pytest.
 def test_soap_on_diagonal_gradients_is_adamw(weight_decay: float) -> None:
     """Its bases are permutations, of an order that changes; its second moment has to follow."""
     problem = changed(random_problem(SQUARE), lambda g: g.diagonal().diag())
-    found = path_of(problem, "soap", weight_decay=weight_decay, **SOAP)
+    found = ours(problem, "soap", weight_decay=weight_decay, **SOAP)
     assert_adamw(*after_the_first(problem, found), 1e-10, weight_decay=weight_decay)
 
 
@@ -130,7 +125,7 @@ def signs_of(problem: Problem, directions: Callable[[Sequence[Tensor]], list[Ten
 
 def test_lion_that_does_not_look_back_is_the_sign_of_the_gradient() -> None:
     problem = random_problem(ANY_SHAPE)
-    assert_same_path(problem, path_of(problem, "lion", betas=(0.0, 0.9)), signs_of(problem, list), 1e-14)
+    assert_same_path(problem, ours(problem, "lion", betas=(0.0, 0.9)), signs_of(problem, list), 1e-14)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -142,14 +137,14 @@ def test_signum_is_the_sign_of_the_step_of_sgd(nesterov: bool) -> None:
         path = one.path(lambda params: torch.optim.SGD(params, lr=1.0, momentum=0.8, nesterov=nesterov))
         return moves(one, path, lr=1.0)[0]
 
-    found = path_of(problem, "signum", momentum=0.8, nesterov=nesterov)
+    found = ours(problem, "signum", momentum=0.8, nesterov=nesterov)
     assert_same_path(problem, found, signs_of(problem, sgd_steps), 1e-14)
 
 
 def test_sophia_that_observes_nothing_is_signum() -> None:
     problem = random_problem(ANY_SHAPE)
-    found = path_of(problem, "sophia", betas=(0.8, 0.9))
-    assert_same_path(problem, found, path_of(problem, "signum", momentum=0.8), 1e-14)
+    found = ours(problem, "sophia", betas=(0.8, 0.9))
+    assert_same_path(problem, found, ours(problem, "signum", momentum=0.8), 1e-14)
 
 
 # The polar factor
@@ -161,14 +156,14 @@ def test_without_momentum_orders_of_operations_are_muon(polar: dict, weight_deca
     problem = random_problem()
     shared = {"momentum": 0.0, "weight_decay": weight_decay, **polar}
     for name, adjust in (("orthogonal_sgdm", "original"), ("scion", "spectral")):
-        muon = path_of(problem, "muon", adjust_lr_fn=adjust, **shared)
-        assert_same_path(problem, path_of(problem, name, **shared), muon, 1e-13)
+        muon = ours(problem, "muon", adjust_lr_fn=adjust, **shared)
+        assert_same_path(problem, ours(problem, name, **shared), muon, 1e-13)
 
 
 def test_shampoo_without_memory_is_the_polar_factor() -> None:
     problem = random_problem()
-    found = path_of(problem, "shampoo", beta2=0.0, momentum=0.0, precondition_frequency=1, eps=1e-14)
-    muon = path_of(problem, "muon", momentum=0.0, adjust_lr_fn=lambda fan_out, fan_in: 1.0, **EXACT)
+    found = ours(problem, "shampoo", beta2=0.0, momentum=0.0, precondition_frequency=1, eps=1e-14)
+    muon = ours(problem, "muon", momentum=0.0, adjust_lr_fn=lambda fan_out, fan_in: 1.0, **EXACT)
     assert_same_path(problem, found, muon, 1e-8)
 
 
@@ -180,19 +175,19 @@ def test_normuon_is_muon_where_rows_have_equal_norm(weight_decay: float) -> None
     """As those of an orthogonal factor have that is not taller than wide."""
     problem = random_problem(WIDE)
     shared = {"momentum": 0.8, "weight_decay": weight_decay, **EXACT}
-    muon = path_of(problem, "muon", adjust_lr_fn="match_rms_adamw", **shared)
-    assert_same_path(problem, path_of(problem, "normuon", beta2=0.7, **shared), muon, 1e-12)
+    muon = ours(problem, "muon", adjust_lr_fn="match_rms_adamw", **shared)
+    assert_same_path(problem, ours(problem, "normuon", beta2=0.7, **shared), muon, 1e-12)
 
 
 def test_normuon_without_memory_gives_rows_equal_norm() -> None:
     problem = random_problem(((12, 5),))
-    for u in moves(problem, path_of(problem, "normuon", beta2=0.0, moment_eps=0.0, **EXACT))[0]:
+    for u in moves(problem, ours(problem, "normuon", beta2=0.0, moment_eps=0.0, **EXACT))[0]:
         torch.testing.assert_close(u.norm(dim=1), torch.full((12,), 0.2 * 5**0.5, dtype=u.dtype), atol=1e-12, rtol=0)
 
 
 def test_adamuon_without_memory_is_a_sign() -> None:
     problem = random_problem()
-    found = path_of(problem, "adamuon", beta2=0.0, moment_eps=0.0, polar_dtype="float64")
+    found = ours(problem, "adamuon", beta2=0.0, moment_eps=0.0, polar_dtype="float64")
     for us in moves(problem, found):
         for u in us:
             torch.testing.assert_close(u.abs(), torch.full_like(u, 0.2), atol=1e-12, rtol=0)
@@ -200,7 +195,7 @@ def test_adamuon_without_memory_is_a_sign() -> None:
 
 def test_soap_muon_is_orthogonal_from_the_second_step_on() -> None:
     problem = random_problem()
-    found = path_of(problem, "soap_muon", adjust_lr_fn=lambda fan_out, fan_in: 1.0, **EXACT)
+    found = ours(problem, "soap_muon", adjust_lr_fn=lambda fan_out, fan_in: 1.0, **EXACT)
     for us in moves(problem, found):
         assert us[0].count_nonzero() == 0
         for u in us[1:]:
@@ -211,7 +206,7 @@ def test_kron_that_learns_nothing_is_sgd_on_gradients_of_equal_size() -> None:
     problem = random_problem()
     unit = changed(problem, lambda g: g / g.square().mean().sqrt())
     reference = unit.path(lambda params: torch.optim.SGD(params, lr=LR))
-    assert_same_path(problem, path_of(problem, "kron", momentum=0.0, precondition_lr=0.0), reference, 1e-12)
+    assert_same_path(problem, ours(problem, "kron", momentum=0.0, precondition_lr=0.0), reference, 1e-12)
 
 
 # The sphere
@@ -222,7 +217,7 @@ def test_on_the_sphere_a_learning_rate_is_the_tangent_of_an_angle(name: str) -> 
     """Weight and direction are orthogonal: a multiple of 1, and what is skew and made of signs."""
     w, g = 3 * torch.eye(4, dtype=torch.float64), torch.ones(4, 4, dtype=torch.float64).triu(1)
     problem = Problem([w], [[g - g.T]])
-    found = path_of(problem, name, lr=0.5)[0][0]
+    found = ours(problem, name, lr=0.5)[0][0]
     cosine = float((w * found).sum() / w.norm() / found.norm())
     assert math.acos(cosine) == pytest.approx(math.atan(0.5), rel=1e-12)
     assert float(found.norm()) == pytest.approx(6.0, rel=1e-14)

@@ -3,13 +3,12 @@
 import pytest
 import torch
 import transcriptions
-from side_by_side import MATRICES, SQUARE, Path, Problem, assert_same_path, random_problem, some_basis
+from side_by_side import LR, MATRICES, SQUARE, Path, Problem, assert_same_path, ours, random_problem, some_basis
 from torch import Tensor
 from transcriptions import additive, on_sphere
 
-from muonlab.optim import catalog, kron, soap
+from muonlab.optim import kron, soap
 
-LR = 0.03
 FINE = {"polar_dtype": "float64"}
 EXACT = {"polar": "exact"}
 HEAVY = {"momentum_form": "heavy_ball"}
@@ -53,10 +52,6 @@ SHAMPOO = {
     "paper": {"beta2": 1.0, "momentum": 0.0, "precondition_frequency": 1},
     "floor": {**DECAY, "beta2": 0.8, "eps": 0.05, "precondition_frequency": 2},
 }
-
-
-def ours(problem: Problem, name: str, **arguments) -> Path:
-    return problem.path(lambda params: catalog.get(name)(params, **{"lr": LR, "weight_decay": 0.0, **arguments}))
 
 
 def transcribed(problem: Problem, name: str, apply, weight_decay: float = 0.0, **hyper) -> Path:
