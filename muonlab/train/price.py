@@ -36,6 +36,7 @@ def estimate_seconds(spec: RunSpec) -> float:
             task.loss(model, batch).backward()
 
         gradient = _seconds(backward)
+        optimizer.observe(num_samples=spec.batch_tokens)
         step = _seconds(optimizer.step)
         share = spec.batch_tokens / (samples * task.tokens_per_sample)
         return spec.num_steps * (gradient * share + step) + _evaluation_seconds(task, model, spec)
