@@ -184,7 +184,7 @@ class CautiousAdamWRule(Rule):
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         m, v = ema_(state["exp_avg"], g, self.betas[0]), ema_square_(state["exp_avg_sq"], g, self.betas[1])
         mask = m.sign() * g > 0  # the product m g could underflow
-        share = mask.to(torch.float32).mean().clamp(min=1e-3)
+        share = mask.to(torch.promote_types(g.dtype, torch.float32)).mean().clamp(min=1e-3)
         return adam_direction(m, v, self.betas, t, self.eps).mul_(mask / share)
 
 
@@ -202,7 +202,8 @@ class AdamMiniRule(Rule):
     Shapes   a block is a head where `num_heads` says so, else a row (output neuron, token); a vector is one block
     Units    lr is change per element and step, averaged over a block
     Source   Zhang et al. 2024 (2406.16793), "Adam-mini: use fewer learning rates to gain more"
-    Differs  from the package adam-mini: the partition comes from roles and `num_heads`, not from patterns of names.
+    Differs  from the package adam-mini: the partition comes from roles and `num_heads`, not from patterns of names, and
+             vectors are blocks like the rest, where theirs have a plain Adam.
              Layers stored as (fan_in, fan_out) are partitioned by their rows, which are inputs
     """
 

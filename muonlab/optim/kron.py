@@ -40,7 +40,7 @@ class KronRule(Rule):
     Source   Li 2018 (1512.04202); Kron as in Wen et al. 2025 (2509.02046)
     Differs  from kron-torch: the probe is a hash of seed, step and shape, so neither a global generator nor the order
              of parameters matters; which steps refresh is a function of the step; factors are balanced at each refresh;
-             gradients are normalised, as in the published comparison; no blocks
+             gradients have a root mean square of 1, where levanter's have norm 1; no damping; no blocks
     """
 
     name: ClassVar[str] = "kron"

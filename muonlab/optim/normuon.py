@@ -42,7 +42,8 @@ class NorMuonRule(OrthogonalRule):
     Shapes   v (..., fan_out, 1)
     Units    with the default scale ("match_rms_adamw") an update has a root mean square of 0.2 lr
     Source   Li et al. 2025 (2510.05491), "NorMuon"
-    Differs  from dion: the norm is that of the whole matrix however it is sharded
+    Differs  from the paper, which has no look-ahead (nesterov=False). From dion: the norm is that of the whole matrix,
+             however it is sharded
     """
 
     name: ClassVar[str] = "normuon"

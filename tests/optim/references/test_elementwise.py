@@ -6,7 +6,6 @@ import transcriptions
 from side_by_side import (
     ANY_SHAPE,
     LR,
-    SINGLE_SHARE,
     Observing,
     Path,
     Problem,
@@ -50,8 +49,7 @@ def transcribed(problem: Problem, name: str, weight_decay: float = 0.0, **hyper)
 def test_transcription(name: str, hyper: dict) -> None:
     problem = random_problem(ANY_SHAPE)
     found = ours(problem, name, **hyper)
-    tolerance = SINGLE_SHARE if name == "cautious" else 1e-12
-    assert_same_path(problem, found, transcribed(problem, name, **hyper), tolerance)
+    assert_same_path(problem, found, transcribed(problem, name, **hyper), 1e-12)
 
 
 def test_every_rule_is_transcribed_and_every_elementwise_one_has_a_row() -> None:
@@ -75,7 +73,7 @@ def test_a_mask_that_leaves_hardly_anything_is_not_scaled_up_without_bound() -> 
     second[0, 0] = 1.0  # one of 3000 elements agrees
     problem = Problem([torch.zeros_like(first)], [[first, second, second]])
     found = ours(problem, "cautious")
-    assert_same_path(problem, found, transcribed(problem, "cautious"), SINGLE_SHARE)
+    assert_same_path(problem, found, transcribed(problem, "cautious"), 1e-12)
     moved = found[0][1] - found[0][0]
     assert moved[0, 0] < -10 * LR and moved.count_nonzero() == 1
 

@@ -91,10 +91,8 @@ def adam_mini(
     num_blocks = (len(gs[0]) if gs[0].ndim > 1 else 1) if num_blocks is None else num_blocks
 
     def block_means(g: Tensor) -> Tensor:
-        rows = g.reshape(num_blocks, -1)
-        return torch.stack([row.new_full(row.shape, float((row * row).sum() / len(row))) for row in rows]).reshape(
-            g.shape
-        )
+        means = [torch.full_like(part, float((part * part).sum()) / part.numel()) for part in g.chunk(num_blocks)]
+        return torch.cat(means)
 
     for m, v in zip(unbiased(gs, betas[0]), unbiased(map(block_means, gs), betas[1]), strict=True):
         yield m / (v.sqrt() + eps)
