@@ -74,16 +74,16 @@ def adam_direction(m: Tensor, v: Tensor, betas: tuple[float, float], t: int, eps
 
 def adam_root(v: Tensor, beta2: float, t: int, eps: float) -> Tensor:
     """sqrt(v / (1 - beta2^t)) + eps, a new tensor without zeros: see `floor_of`."""
-    return v.sqrt().div_(bias_correction(beta2, t) ** 0.5).add_(floor_of(eps, v, 0.5))
+    return v.sqrt().div_(bias_correction(beta2, t) ** 0.5).add_(floor_of(eps, v))
 
 
-def floor_of(eps: float, v: Tensor, power: float = 1.0) -> float | Tensor:
-    """eps, but no less than that power of the smallest normal number in the dtype of v, so that no quotient is NaN.
+def floor_of(eps: float, v: Tensor) -> float | Tensor:
+    """eps, but no less than the smallest normal number in the dtype of v, so that zero over zero is zero.
 
-    >>> floor_of(1e-8, torch.ones(1)), round(floor_of(1e-8, torch.ones(1, dtype=torch.float16), 0.5), 4)
-    (1e-08, 0.0078)
+    >>> floor_of(1e-8, torch.ones(1)), floor_of(1e-8, torch.ones(1, dtype=torch.float16)) == 2.0**-14
+    (1e-08, True)
     """
-    smallest = torch.finfo(v.dtype).tiny ** power
+    smallest = torch.finfo(v.dtype).tiny
     return eps.to(v.device, v.dtype).clamp(min=smallest) if isinstance(eps, Tensor) else max(eps, smallest)
 
 

@@ -38,8 +38,10 @@ class CompiledUpdate:
 
         if self._call is None:
             self._call = guarded_update if dynamo.config.disable else _compiled(self._backend())
+        if self._call is guarded_update:
+            return guarded_update(jobs, grads)
         try:
-            return self._call(jobs, grads)
+            return self._call([job.traced() for job in jobs], grads)
         except dynamo.exc.FailOnRecompileLimitHit:
             warnings.warn(
                 "the parameters with a gradient change too often to compile a step for each: not compiled any more",
@@ -47,7 +49,7 @@ class CompiledUpdate:
                 stacklevel=5,
             )
             self._call = guarded_update
-            return self._call(jobs, grads)
+            return guarded_update(jobs, grads)
 
 
 def _compiled(backend: bool | str) -> Callable[..., Any]:

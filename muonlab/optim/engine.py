@@ -223,7 +223,7 @@ class Engine(torch.optim.Optimizer):
         jobs = [job for rule, group, params in work for job in self._jobs(rule, group, params)]
         with no_autocast({g.device.type for g in grads}):
             if compiled:
-                live = self._traced([job.traced() for job in jobs], grads if guarded else None)
+                live = self._traced(jobs, grads if guarded else None)
             else:
                 live = guarded_update(jobs, grads if guarded and not at_once else None)
         if live is not None:

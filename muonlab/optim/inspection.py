@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muonlab.kernels.normalise import normalise
 from muonlab.optim.blocks import Block, blocks_of
 from muonlab.optim.rule import Rule, Shape
 from muonlab.optim.state import lr_fraction, state_key
-from muonlab.optim.update import MatrixState
+from muonlab.optim.update import MatrixState, on_sphere
 
 __all__ = ["diagnostics_of", "explain_table"]
 
@@ -57,15 +56,14 @@ def _explain(rule: Rule, group: Mapping[str, Any], reason: str | None, p: Tensor
 
 def _step_size(rule: Rule, shapes: Sequence[Shape]) -> str:
     sizes, units = zip(*(rule.step_size(shape) for shape in shapes), strict=True)
-    return f"{' to '.join(f'{size:.4g}' for size in sorted(set(sizes)))} {units[0]}"
+    return f"{' to '.join(dict.fromkeys(f'{size:.4g}' for size in sorted(sizes)))} {units[0]}"
 
 
 @torch.no_grad()
 def diagnostics_of(pairs: Pairs, state: Mapping[Tensor, Mapping[str, Tensor]]) -> dict[str, float]:
     """Per matrix parameter whose momentum is what its rule orthogonalises or whitens, under "<parameter>/<quantity>":
 
-    update_rms           root mean square of the elements of an update, learning rate and scale included; on a sphere
-                         that of the turn alone
+    update_rms           root mean square of the elements of an update, learning rate and scale included, decay not
     update_norm          spectral norm of an update, likewise
     orthogonality_error  |O O^T - I|_F / sqrt(n) of the direction O (n its shorter side), before the scale
     effective_rank       of the momentum M: |M|_F^4 / |M M^T|_F^2, from 1 to n (the participation ratio of its
@@ -110,7 +108,7 @@ def _measure(
     scale = rule.scale(block.shape)
     update = o * (rule.lr * scale)
     if rule.application == "sphere":
-        update = normalise(o) * (rule.lr * scale * state[state_key("radius", k)].to(torch.float32))
+        update = w - on_sphere(w, o, state[state_key("radius", k)], rule.lr * scale)
     decay = rule.weight_decay * (lr_fraction(rule, group) if rule.decay == "independent" else rule.lr)
     norm = float(_spectral_norm(w).max())
     wide = o if o.shape[-2] <= o.shape[-1] else o.mT

@@ -68,7 +68,7 @@ class NorMuonRule(OrthogonalRule):
         found = []
         for u, o, state in zip(us, self.polar_each(us), states, strict=True):
             v = ema_(state["row_moment"], _row_means(o), self.beta2)
-            found.append(_rescaled(o / (v.sqrt() + floor_of(self.moment_eps, v, 0.5)), u.dtype))
+            found.append(_rescaled(o / (v.sqrt() + floor_of(self.moment_eps, v)), u.dtype))
         return found
 
 
@@ -114,7 +114,7 @@ class AdaMuonRule(OrthogonalRule):
         found = []
         for u, o, state in zip(us, self.polar_each([u.sign() for u in us]), states, strict=True):
             v = ema_square_(state["exp_avg_sq"], o, self.beta2)
-            found.append(_rescaled(o / (v.sqrt() + floor_of(self.moment_eps, v, 0.5)), u.dtype))
+            found.append(_rescaled(o / (v.sqrt() + floor_of(self.moment_eps, v)), u.dtype))
         return found
 
 

@@ -1,12 +1,13 @@
 """Sophia: momentum over an estimate of the diagonal of the Hessian, clipped."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from muonlab.kernels.moments import ema_, floor_of
+from muonlab.kernels.moments import ema_, ema_square_, floor_of
 from muonlab.optim.engine import Engine
 from muonlab.optim.hyperparameter import WEN, betas_hp, hp, lr_hp, weight_decay_hp
 from muonlab.optim.rule import Rule, StateField
@@ -46,7 +47,8 @@ class SophiaRule(Rule):
         return (m / (state["hessian"] * self.gamma).clamp_(min=floor_of(self.eps, m))).clamp_(-1.0, 1.0)
 
     def observe(self, g: Tensor, state: Mapping[str, Tensor], num_samples: float) -> None:
-        ema_(state["hessian"], (g * g * num_samples).to(state["hessian"].dtype), self.betas[1])
+        h = state["hessian"]
+        ema_square_(h, g.to(h.dtype) * math.sqrt(num_samples), self.betas[1])
 
     def wants_observation(self, t: int) -> bool:
         return (t - 1) % self.observe_every == 0

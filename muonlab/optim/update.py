@@ -17,7 +17,7 @@ from muonlab.optim.blocks import Block
 from muonlab.optim.rule import Rule, Shape, Stage
 from muonlab.optim.state import state_key
 
-__all__ = ["WORKSPACE_BYTES", "Job", "MatrixState", "update"]
+__all__ = ["WORKSPACE_BYTES", "Job", "MatrixState", "on_sphere", "update"]
 
 WORKSPACE_BYTES = 256 * 2**20  # bound on what a step allocates at a time, one larger matrix excepted
 COPIES = 10  # directions, their stack, and what the polar factor holds at its widest
@@ -290,9 +290,7 @@ def _replace(job: Job, piece: Piece, live: Tensor | None) -> None:
 def _moved(job: Job, w: Tensor, piece: Piece) -> Tensor:
     rule, u, scale = job.rule, piece.u, piece.scale
     if piece.radius is not None:
-        return _on_sphere(w.reshape(piece.shape), u.reshape(piece.shape), piece.radius, rule.lr * scale).reshape(
-            w.shape
-        )
+        return on_sphere(w.reshape(piece.shape), u.reshape(piece.shape), piece.radius, rule.lr * scale).reshape(w.shape)
     if rule.decay != "cautious":
         shrink = _shrink(job)
         if isinstance(rule.lr, Tensor):
@@ -302,7 +300,7 @@ def _moved(job: Job, w: Tensor, piece: Piece) -> Tensor:
     return w - (rule.lr * rule.weight_decay) * w * along - (rule.lr * scale) * u
 
 
-def _on_sphere(w: Tensor, u: Tensor, radius: Tensor, angle: float | Tensor) -> Tensor:
+def on_sphere(w: Tensor, u: Tensor, radius: Tensor, angle: float | Tensor) -> Tensor:
     """w turned against u, by arctan(angle) where the two are orthogonal, on the sphere of that radius."""
     moved = w.to(radius.dtype) - angle * radius * normalise(u.to(radius.dtype))
     turns = (moved != w).any(dim=(-2, -1), keepdim=True)  # else only rounding would move it

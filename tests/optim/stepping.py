@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import muonlab
 from muonlab.optim import Engine, catalog
 from muonlab.optim.rule import declarations
 

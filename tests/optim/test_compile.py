@@ -10,7 +10,23 @@ import sys
 import pytest
 import torch
 from reference import Reference
-from stepping import NAMES, backward, bits, copy_of, each, each_decay, fill_gradients, in_float64, small_model, weights
+from stepping import (
+    NAMES,
+    backward,
+    bits,
+    copy_of,
+    decaying,
+    each,
+    each_decay,
+    each_of_torch,
+    fill_gradients,
+    has,
+    in_float64,
+    small_model,
+    steps,
+    twins_of,
+    weights,
+)
 from torch import nn
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.utils import counters
@@ -33,7 +49,7 @@ def num_graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-@each
+@each_of_torch
 @each_decay
 def test_a_compiled_step_equals_the_formula_and_is_traced_once(cls, arguments, decay) -> None:
     """Float64; lr goes through 0, where not a sign bit of a weight may change."""
@@ -53,6 +69,35 @@ def test_a_compiled_step_equals_the_formula_and_is_traced_once(cls, arguments, d
             for p, reference in zip(params, references, strict=True):
                 torch.testing.assert_close(p.detach(), reference.step(p.grad, lr), atol=1e-11, rtol=0)
     assert num_graphs() == 1 and optimizer.num_skipped == 0
+
+
+@each
+def test_every_rule_is_one_graph_for_each_phase_whatever_a_schedule_does(cls, arguments) -> None:
+    """Refreshes, a skipped step and lr = 0 among the steps; equal to the plain step in float64."""
+    params = weights(2, (5, 5), torch.float64)
+    twins = twins_of(params)
+    settings = {**in_float64(cls, arguments), **decaying(cls, 0.1)}
+    compiled, plain = cls(params, **settings, compile="eager"), cls(twins, **settings)
+    phases = {cls.rule(**settings).phase_at(t) for t in range(1, 8)}
+    for t, lr in enumerate((0.02, 0.01, 0.0, 0.03, 0.01, 0.02, 0.01, 0.02)):
+        for optimizer, these in ((compiled, params), (plain, twins)):
+            group = optimizer.param_groups[0]
+            group["lr"] = lr
+            group |= {"betas": (0.9 - 0.05 * t, *group["betas"][1:])} if has(cls, "betas") else {}
+            group |= {"momentum": 0.9 - 0.05 * t} if has(cls, "momentum") else {}
+            before = bits(these)
+            if t == 4:
+                fill_gradients(these, t)
+                these[1].grad[0, 0] = math.nan
+                optimizer.step()
+            else:
+                steps(optimizer, these, [t])
+            assert bits(these) == before or t not in (2, 4)
+        assert compiled.num_skipped == plain.num_skipped == (t >= 4)
+        for p, q in zip(params, twins, strict=True):
+            torch.testing.assert_close(p.detach(), q.detach(), atol=1e-12, rtol=0)
+            torch.testing.assert_close(dict(compiled.state[p]), dict(plain.state[q]), atol=1e-9, rtol=1e-9)
+    assert num_graphs() == len(phases)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +148,7 @@ def test_a_whole_model_with_guard_splits_and_companion_is_one_graph(rounding: st
         torch.testing.assert_close(p, q, atol=2e-6 if rounding == "nearest" else 2e-2, rtol=0)
 
 
-@each
+@each_of_torch
 def test_a_compiled_step_that_is_skipped_changes_no_bit(cls, arguments) -> None:
     params = weights(2)
     optimizer = cls(params, **arguments, compile="eager")
@@ -117,7 +162,7 @@ def test_a_compiled_step_that_is_skipped_changes_no_bit(cls, arguments) -> None:
         assert all(torch.equal(value, saved[i][name]) for name, value in state.items())
 
 
-@each
+@each_of_torch
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "state_dict"])
 def test_a_compiled_optimizer_can_be_copied(cls, arguments, way) -> None:
     params = weights(2)
@@ -179,11 +224,16 @@ def test_a_compile_setting_that_cannot_be_is_refused(value) -> None:
 
 def test_where_compilation_is_disabled_the_step_is_taken_all_the_same() -> None:
     code = (
-        "import torch, muonlab\n"
-        "for cls in (muonlab.Muon, muonlab.AdamW, muonlab.SGD):\n"
-        "    w = torch.nn.Parameter(torch.eye(3)); w.grad = torch.eye(3)\n"
-        "    cls([w], lr=0.1, compile=True).step()\n"
-        "    assert not torch.equal(w, torch.eye(3))\n"
+        "import torch, warnings\n"
+        "from muonlab.optim import catalog\n"
+        "warnings.simplefilter('ignore')\n"
+        "for name in catalog.names():\n"
+        "    ws = [torch.nn.Parameter(torch.eye(3) + 0.5) for _ in range(2)]\n"
+        "    optimizer = catalog.get(name)(ws, lr=0.1, compile=True)\n"
+        "    for _ in range(2):\n"
+        "        for w in ws: w.grad = torch.eye(3)\n"
+        "        optimizer.step()\n"
+        "    assert not any(torch.equal(w, torch.eye(3) + 0.5) for w in ws), name\n"
     )
     environment = {**os.environ, "TORCH_COMPILE_DISABLE": "1"}
     assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
@@ -194,18 +244,18 @@ def test_where_compilation_is_disabled_the_step_is_taken_all_the_same() -> None:
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 def test_inductor_agrees_with_the_plain_step(cls, arguments, rounding) -> None:
     dtype = torch.float32 if rounding == "nearest" else torch.bfloat16
-    params, twins = weights(3, dtype=dtype), weights(3, dtype=dtype)
-    precise = {"polar_dtype": "float32"} if cls is muonlab.Muon else {}
-    settings = {**arguments, **precise, "weight_decay": 0.1, "rounding": rounding}
+    params, twins = weights(3, (5, 5), dtype=dtype), weights(3, (5, 5), dtype=dtype)
+    precise = {"polar_dtype": "float32"} if has(cls, "polar_dtype") else {}
+    settings = {**arguments, **precise, **decaying(cls, 0.1), "rounding": rounding}
     compiled, plain = cls(params, **settings, compile=True), cls(twins, **settings)
-    with dynamo_config.patch(error_on_recompile=True):
-        for seed in range(4):
-            for optimizer, these in ((compiled, params), (plain, twins)):
-                optimizer.param_groups[0]["lr"] = 0.02 / (1 + seed)
-                fill_gradients(these, seed)
-                if seed == 2:
-                    these[0].grad[0, 0] = math.nan
-                optimizer.step()
+    for seed in range(4):
+        for optimizer, these in ((compiled, params), (plain, twins)):
+            optimizer.param_groups[0]["lr"] = 0.02 / (1 + seed)
+            fill_gradients(these, seed)
+            if seed == 2:
+                these[0].grad[0, 0] = math.nan
+            optimizer.step()
     assert compiled.num_skipped == plain.num_skipped == 1
+    assert num_graphs() == len({cls.rule(**arguments).phase_at(t) for t in range(1, 5)})
     for p, q in zip(params, twins, strict=True):
         torch.testing.assert_close(p, q, atol=1e-5 if rounding == "nearest" else 2e-2, rtol=0)

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from stepping import bits, decaying, each, each_way, fill_gradients, state_bits, steps, weights
+from stepping import bits, decaying, each, each_way, fill_gradients, has, state_bits, steps, weights
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
@@ -150,6 +150,20 @@ def test_large_finite_gradients_are_not_mistaken_for_infinite(cls, arguments, dt
         p.grad = torch.full_like(p, value)
     optimizer.step()
     assert optimizer.num_skipped == 0
+
+
+@each
+def test_without_the_guard_no_decomposition_fails_on_what_is_not_finite(cls, arguments, path) -> None:
+    """Weights and state may become NaN, as was asked for."""
+    for more in ({}, {"polar": "exact"}, {"polar": "rational"})[: 3 if has(cls, "polar") else 1]:
+        params = weights(2)
+        optimizer = cls(params, **arguments, **more, skip_nonfinite=False)
+        for seed in range(6):
+            fill_gradients(params, seed)
+            if seed == 2:
+                params[0].grad[1, 1] = math.nan
+            optimizer.step()
+        assert optimizer.num_skipped == 0 and params[1].isfinite().all()
 
 
 @each

@@ -4,11 +4,24 @@ import math
 
 import pytest
 import torch
-from stepping import bits, fill_gradients, small_model, state_bits, steps, weights
+from stepping import (
+    NAMES,
+    bits,
+    decaying,
+    each,
+    each_of_matrices,
+    fill_gradients,
+    in_float64,
+    small_model,
+    state_bits,
+    steps,
+    weights,
+)
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 import muonlab
+from muonlab.optim import catalog
 
 QUANTITIES = {
     *("update_rms", "update_norm", "orthogonality_error", "effective_rank", "weight_norm"),
@@ -60,17 +73,38 @@ def test_every_quantity_against_svd(shape, adjust) -> None:
         assert 0.9 * value < found[f"w/{name}"] < value * (1 + 1e-5), name
 
 
-def test_looking_changes_nothing() -> None:
+WHITENS_MOMENTUM = ("muon", "normuon", "adamuon", "scion", "muon_hyperball")  # the rest orthogonalises or averages else
+
+
+@each
+def test_looking_changes_nothing(cls, arguments) -> None:
     model = small_model()
-    optimizer, params = muonlab.Muon(model), list(model.parameters())
-    steps(optimizer, params, range(2))
+    optimizer, params = cls(model, **arguments), list(model.parameters())
+    steps(optimizer, params, range(3))
     before = bits(params), state_bits(optimizer), torch.get_rng_state()
     first = optimizer.diagnostics()
-    assert first == optimizer.diagnostics()
+    assert first == optimizer.diagnostics() and optimizer.explain() == optimizer.explain()
     assert (bits(params), state_bits(optimizer)) == before[:2] and torch.equal(torch.get_rng_state(), before[2])
     assert all(p.grad is not None and p.requires_grad for p in params)
-    assert {tag.rpartition("/")[0] for tag in first} == {"0.weight", "2.weight"}  # the head and the biases are AdamW's
+    seen = {"0.weight", "2.weight"} if NAMES[cls] in WHITENS_MOMENTUM else set()  # head and biases are the companion's
+    assert {tag.rpartition("/")[0] for tag in first} == seen
     assert all(isinstance(value, float) and math.isfinite(value) for value in first.values())
+
+
+@pytest.mark.parametrize("name", WHITENS_MOMENTUM)
+def test_the_update_told_is_the_one_made_without_the_next_gradient(name: str) -> None:
+    """Two matrices in one parameter, their second moments and radii; momentum stands still for the step after."""
+    (w,) = weights(1, (10, 5), torch.float64)
+    cls = catalog.get(name)
+    settings = in_float64(cls, {"lr": 1e-3, "nesterov": False, **decaying(cls, 0.0)})
+    optimizer = cls([{"params": [w], "param_names": ["w"], "split_sizes": (5, 5)}], **settings)
+    steps(optimizer, [w], range(3))
+    told, before = optimizer.diagnostics(), w.detach().clone()
+    w.grad = optimizer.state[w]["momentum_buffer"].clone()
+    optimizer.step()
+    parts = (w.detach() - before).split(5)
+    assert told["w/update_rms"] == pytest.approx(max(part.square().mean().sqrt().item() for part in parts), rel=2e-3)
+    assert told["w/update_norm"] == pytest.approx(max(map(norm, parts)), rel=0.05)
 
 
 def test_nothing_to_tell_before_the_first_step_or_without_matrices() -> None:
@@ -130,6 +164,50 @@ def test_explain_names_each_step_size_and_split() -> None:
     assert "as 1 of 10 x 6, 1 of 6 x 6" in rows["fused.weight"] and "0.1 to 0.1291 spectral" in rows["fused.weight"]
     assert "8 x 3 x 2 x 2" in rows["convolution.weight"] and "flattened" in rows["convolution.weight"]
     assert "0.01 per element" in rows["norm.weight"] and "gain or bias of LayerNorm" in rows["norm.weight"]
+
+
+def told(optimizer) -> tuple[float, str]:
+    """The step size in the last row of the table, and its unit."""
+    size, _, unit = optimizer.explain().rsplit("  ", 1)[1].partition(" ")
+    return float(size), unit
+
+
+@pytest.mark.parametrize("cls", [muonlab.NorMuon, muonlab.AdaMuon, muonlab.Kron])
+def test_a_step_has_the_root_mean_square_that_is_told(cls) -> None:
+    (w,) = weights(1, (8, 5), torch.float64)
+    before = w.detach().clone()
+    optimizer = cls([w], lr=0.05, **decaying(cls, 0.0))
+    steps(optimizer, [w], [0])
+    size, unit = told(optimizer)
+    tolerance = 0.2 if cls is muonlab.Kron else 0.01
+    assert unit == "root mean square"
+    assert (w.detach() - before).square().mean().sqrt().item() == pytest.approx(size, rel=tolerance)
+
+
+@pytest.mark.parametrize("cls", [muonlab.MuonHyperball, muonlab.AdamHyperball])
+@pytest.mark.parametrize("lr", [0.02, 1.0])
+def test_a_step_on_a_sphere_turns_by_the_angle_that_is_told(cls, lr: float) -> None:
+    """Where direction and weight are orthogonal."""
+    w = nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+    before = w.detach().clone()
+    w.grad = torch.tensor([[3.0, -3.0], [3.0, -3.0]], dtype=torch.float64)
+    optimizer = cls([w], lr=lr)
+    optimizer.step()
+    cosine = (w.detach() * before).sum() / (w.detach().norm() * before.norm())
+    size, unit = told(optimizer)
+    assert unit == "radian" and math.acos(cosine) == pytest.approx(size, rel=1e-3)
+
+
+@each_of_matrices
+def test_spectral_norms_are_told_of_what_has_them_alone(cls, arguments) -> None:
+    model = nn.ModuleDict({"fused": nn.Linear(6, 16, bias=False)})
+    split = {"roles": {"fused.weight": "hidden"}, "split_sizes": {"fused.weight": (10, 6)}}
+    optimizer = cls(model, **{**arguments, "lr": 0.1}, **split)
+    row = optimizer.explain().splitlines()[1]
+    assert "as 1 of 10 x 6, 1 of 6 x 6" in row
+    exactly = NAMES[cls] in ("muon", "scion", "orthogonal_sgdm", "soap_muon")
+    assert row.endswith("spectral norm") is exactly
+    assert (" to " in row.rpartition("6 x 6")[2]) is exactly  # sizes that differ with the shape
 
 
 def test_explain_follows_the_schedule() -> None:
