@@ -5,7 +5,7 @@ from torch import Tensor
 
 from muonlab.kernels.symmetric import eager_on_cpu
 
-__all__ = ["SAFE_NORMS", "all_within", "normalise"]
+__all__ = ["SAFE_NORMS", "all_within", "normalise", "unit_rms"]
 
 SAFE_NORMS = (1e-15, 1e15)  # between these no square that matters overflows or vanishes in float32
 
@@ -35,3 +35,14 @@ def all_within(values: Tensor, bounds: tuple[float, float]) -> bool:
     """Looks at the numbers; NaN is not within."""
     low, high = bounds
     return bool(((values > low) & (values < high)).all())
+
+
+def unit_rms(x: Tensor) -> Tensor:
+    """x over the root mean square of all its elements; zero stays zero.
+
+    >>> unit_rms(torch.tensor([3e30, -3e30])).tolist()
+    [1.0, -1.0]
+    """
+    peak = x.abs().amax()
+    x = x / torch.where(peak > 0, peak, 1.0)
+    return x / x.square().mean().sqrt().clamp(min=torch.finfo(x.dtype).tiny)
