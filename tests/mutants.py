@@ -136,7 +136,7 @@ MUTANTS = (
     Mutant("factors fitted to one another's side", WHITENING, "(right, a.mT, b.mT)", "(right, a, b)", FAMILY),
     Mutant("factors driven away", WHITENING, "(first - second).triu_()", "(second - first).triu_()", FAMILY),
     Mutant("factors not balanced", WHITENING, "(_peak(right) / _peak(left)).sqrt()", "torch.ones_like(_peak(left))",
-           FAMILY),
+           KERNELS),
     Mutant("whitened from one side", WHITENING, "@ (left @ g @ right.mT) @ right", "@ (left @ g)", FAMILY),
     Mutant("probes not renewed", KRON, "self.seed, t, m)", "self.seed, 1, m)", FAMILY),
     Mutant("seed of the probes ignored", KRON, "self.seed, t, m)", "0, t, m)", FAMILY),

@@ -157,3 +157,16 @@ def test_factors_move_at_the_steps_of_the_schedule_alone() -> None:
         before = after.clone()
     assert moved == [rule.phase_at(t) == "refresh" for t in range(1, 21)]
     assert moved[:3] == [True] * 3
+
+
+def test_each_refresh_draws_a_probe_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from muonlab.optim import kron
+
+    drawn, own = [], kron.normal_noise
+    monkeypatch.setattr(kron, "normal_noise", lambda *args: drawn.append(own(*args)) or drawn[-1])
+    w = torch.nn.Parameter(torch.zeros(4, 6))
+    optimizer = kron.Kron([w])
+    for _ in range(3):
+        w.grad = torch.ones(4, 6)
+        optimizer.step()
+    assert len(drawn) == 3 and not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
