@@ -14,6 +14,7 @@ from muonlab.optim.rule import Rule, StateField
 
 __all__ = [
     "ADOPT",
+    "BETAS",
     "ADOPTRule",
     "AdEMAMix",
     "AdEMAMixRule",
@@ -31,6 +32,7 @@ GRID = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 UNIT = "change per element"
 WIDE = (0.8, 0.9, 0.95, 0.98)
 LIKE_ADAMW = "the grid of AdamW"
+BETAS = {"betas": (0.9, 0.95)}  # of AdamW as a companion
 MOMENTS = {"exp_avg": StateField("param"), "exp_avg_sq": StateField("param")}
 
 

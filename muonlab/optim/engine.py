@@ -1,6 +1,8 @@
 """Engine: the only torch.optim.Optimizer here. Applies rules; owns everything that is not an algorithm."""
 
 import inspect
+import math
+import numbers
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -184,12 +186,18 @@ class Engine(torch.optim.Optimizer):
 
         `num_samples` is the number of samples (tokens) over which the loss behind them was averaged. An observation
         that is not finite is dropped. Rules that observe nothing are left alone.
+
+        Raises   ValueError if `num_samples` is not a number above 0; RuntimeError where there is no gradient to take
         """
+        if isinstance(num_samples, bool) or not isinstance(num_samples, numbers.Real) or not 0 < num_samples < math.inf:
+            raise ValueError(f"num_samples must be a number above 0, got {num_samples!r}")
         work = [
             (self._built(group), group, [p for p in group["params"] if p.grad is not None])
             for group in self.param_groups
             if self._rule(group).observes
         ]
+        if work and not any(params for _, _, params in work):
+            raise RuntimeError("there are no gradients to observe: call backward before, and zero_grad after it")
         self._check_supported([p for _, _, params in work for p in params])
         if not all_finite(p.grad for _, _, params in work for p in params):
             return

@@ -47,7 +47,7 @@ def routed_groups(
     **splits: Mapping[str, Any],  # "split_sizes", "num_heads": by name or glob
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """One group per role and split, and the reason for each parameter by name. Vectors get no weight decay."""
-    routes = route(source, roles, strict=rule.is_matrix_rule())
+    routes = route(source, roles, strict=rule.is_matrix_rule(), asked_by=rule.label())
     named = not any(found.name.startswith(UNNAMED) for found in routes)
     matched = {key: match_names(key, patterns, [found.name for found in routes]) for key, patterns in splits.items()}
     members: dict[tuple, list[Any]] = {}
@@ -143,7 +143,7 @@ def check_values(group: Mapping[str, Any], rule: type[Rule]) -> None:
             continue
         if param.ndim < 2 or (param.ndim == 3 and group.get("role") not in (Role.EXPERT, Role.CONV)):
             raise ValueError(
-                f"{rule.__name__.removesuffix('Rule')} only supports 2D parameters, "
+                f"{rule.label()} only supports 2D parameters, "
                 f"and one has shape {tuple(param.shape)}: "
                 'leave out `algorithm` to have it routed, or give the group a "role" ("expert" or "conv")'
             )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from muonlab.kernels.moments import adam_direction, ema_, ema_square_
-from muonlab.optim.adam import AdamWRule
+from muonlab.optim.adam import BETAS, AdamWRule
 from muonlab.optim.engine import Engine
 from muonlab.optim.hyperparameter import betas_hp, eps_hp, hp, lr_hp
 from muonlab.optim.orthogonal import OrthogonalRule
@@ -22,9 +22,7 @@ SOURCE = "Wen et al. 2026 (2606.16899)"
 
 def _no_decay(value: Any) -> float:
     if value != 0:
-        raise ValueError(
-            f"weight_decay must be 0: the norm of the weights is fixed, decay would do nothing ({value!r})"
-        )
+        raise ValueError("weight_decay must be 0: the norm of the weights is fixed, decay would do nothing")
     return 0.0
 
 
@@ -57,7 +55,7 @@ class MuonHyperball(Engine):
 
     rule = MuonHyperballRule
     companion = AdamWRule
-    companion_defaults: ClassVar[Mapping[str, Any]] = {"betas": (0.9, 0.95)}
+    companion_defaults = BETAS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,4 +94,4 @@ class AdamHyperball(Engine):
 
     rule = AdamHyperballRule
     companion = AdamWRule
-    companion_defaults: ClassVar[Mapping[str, Any]] = {"betas": (0.9, 0.95)}
+    companion_defaults = BETAS

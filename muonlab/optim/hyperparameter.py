@@ -171,6 +171,8 @@ def hp(
     says that nobody schedules it.
     """
     options = {name: value for name, value in locals().items() if name != "default"}
+    if parts and grid and (len(grid) != len(parts) or not all(isinstance(one, tuple) for one in grid)):
+        raise TypeError(f"the parts {', '.join(parts)} want a grid each, a tuple of {len(parts)} tuples, got {grid!r}")
     return field(default=default, metadata={"hp": Declaration(**options)})
 
 

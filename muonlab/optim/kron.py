@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from muonlab.kernels.moments import bias_correction, ema_
 from muonlab.kernels.noise import normal_noise
 from muonlab.kernels.normalise import normalise
 from muonlab.kernels.whitening import fit_factors_, whiten
-from muonlab.optim.adam import AdamWRule
+from muonlab.optim.adam import BETAS, AdamWRule
 from muonlab.optim.engine import Engine
 from muonlab.optim.hyperparameter import WEN, hp, lr_hp, momentum_hp, weight_decay_hp
 from muonlab.optim.rule import LEFT, RIGHT, Rule, Shape, StateField
@@ -93,4 +93,4 @@ class Kron(Engine):
 
     rule = KronRule
     companion = AdamWRule
-    companion_defaults: ClassVar[Mapping[str, Any]] = {"betas": (0.9, 0.95)}
+    companion_defaults = BETAS

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from muonlab.kernels.moments import ema_, ema_square_, floor_of
 from muonlab.kernels.normalise import normalise
-from muonlab.optim.adam import AdamWRule
+from muonlab.optim.adam import BETAS, AdamWRule
 from muonlab.optim.engine import Engine
 from muonlab.optim.hyperparameter import eps_hp, hp, lr_hp, momentum_hp
 from muonlab.optim.orthogonal import OrthogonalRule, check_scale
@@ -23,18 +23,34 @@ UNIT = "5 x root mean square of an update, with the default scale"
 LIKE_ADAMW = "the grid of AdamW, whose updates are about as large"
 
 
-def _rescaled(u: Tensor, dtype: torch.dtype) -> Tensor:
-    """u with the Frobenius norm of an orthogonal matrix of its shape."""
-    wide = torch.promote_types(u.dtype, torch.float32)
-    return normalise(u.to(wide)).mul_(math.sqrt(min(u.shape[-2:]))).to(dtype)
-
-
 def _row_means(o: Tensor) -> Tensor:
     return o.to(torch.promote_types(o.dtype, torch.float32)).square().mean(-1, keepdim=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NorMuonRule(OrthogonalRule):
+class RescaledRule(OrthogonalRule):
+    """Base of the two: orthogonal updates over the root of their own second moments, as long as they were before."""
+
+    step_count: ClassVar[str] = "none"
+    step_unit: ClassVar[str] = "root mean square"
+
+    lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
+    adjust_lr_fn: Any = hp("match_rms_adamw", check=check_scale)  # noqa: RUF009
+    beta2: float = momentum_hp(0.95, (0.9, 0.95, 0.98), "ours")
+    moment_eps: float = eps_hp(1e-8, ())
+
+    def step_size(self, shape: tuple[int, ...]) -> tuple[float, str]:
+        return self.lr * self.scale(shape) / math.sqrt(max(shape[-2:])), self.step_unit
+
+    def rescaled(self, o: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
+        """o / (sqrt(v) + moment_eps), with the Frobenius norm of an orthogonal matrix of its shape."""
+        u = o / (v.sqrt() + floor_of(self.moment_eps, v))
+        wide = torch.promote_types(u.dtype, torch.float32)
+        return normalise(u.to(wide)).mul_(math.sqrt(min(u.shape[-2:]))).to(dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NorMuonRule(RescaledRule):
     """Muon whose rows are given equal length by their second moments.
 
     Math     o = polar(momentum), v <- ema(mean of o^2 over a row, beta2);  u = o / (sqrt(v) + moment_eps), rescaled to
@@ -53,22 +69,12 @@ class NorMuonRule(OrthogonalRule):
         "momentum_buffer": StateField("param"),
         "row_moment": StateField("row", "matrix"),
     }
-    step_count: ClassVar[str] = "none"
-    step_unit: ClassVar[str] = "root mean square"
-
-    lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
-    adjust_lr_fn: Any = hp("match_rms_adamw", check=check_scale)  # noqa: RUF009
-    beta2: float = momentum_hp(0.95, (0.9, 0.95, 0.98), "ours")
-    moment_eps: float = eps_hp(1e-8, ())
-
-    def step_size(self, shape: tuple[int, ...]) -> tuple[float, str]:
-        return self.lr * self.scale(shape) / math.sqrt(max(shape[-2:])), self.step_unit
 
     def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
         found = []
         for u, o, state in zip(us, self.polar_each(us), states, strict=True):
             v = ema_(state["row_moment"], _row_means(o), self.beta2)
-            found.append(_rescaled(o / (v.sqrt() + floor_of(self.moment_eps, v)), u.dtype))
+            found.append(self.rescaled(o, v, u.dtype))
         return found
 
 
@@ -77,11 +83,11 @@ class NorMuon(Engine):
 
     rule = NorMuonRule
     companion = AdamWRule
-    companion_defaults: ClassVar[Mapping[str, Any]] = {"betas": (0.9, 0.95)}
+    companion_defaults = BETAS
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaMuonRule(OrthogonalRule):
+class AdaMuonRule(RescaledRule):
     """Muon on the signs of its momentum, with an element-wise second moment of the orthogonal update.
 
     Math     o = polar(sign(m)), v <- ema(o^2, beta2);  u = o / (sqrt(v) + moment_eps), rescaled to the Frobenius norm
@@ -98,23 +104,14 @@ class AdaMuonRule(OrthogonalRule):
         "momentum_buffer": StateField("param"),
         "exp_avg_sq": StateField("param", "matrix"),
     }
-    step_count: ClassVar[str] = "none"
-    step_unit: ClassVar[str] = "root mean square"
 
-    lr: float = lr_hp(1e-3, GRID, UNIT, LIKE_ADAMW)
     nesterov: bool = hp(False, kind=bool)
-    adjust_lr_fn: Any = hp("match_rms_adamw", check=check_scale)  # noqa: RUF009
-    beta2: float = momentum_hp(0.95, (0.9, 0.95, 0.98), "ours")
-    moment_eps: float = eps_hp(1e-8, ())
-
-    def step_size(self, shape: tuple[int, ...]) -> tuple[float, str]:
-        return self.lr * self.scale(shape) / math.sqrt(max(shape[-2:])), self.step_unit
 
     def matrix_each(self, us: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int) -> list[Tensor]:
         found = []
         for u, o, state in zip(us, self.polar_each([u.sign() for u in us]), states, strict=True):
             v = ema_square_(state["exp_avg_sq"], o, self.beta2)
-            found.append(_rescaled(o / (v.sqrt() + floor_of(self.moment_eps, v)), u.dtype))
+            found.append(self.rescaled(o, v, u.dtype))
         return found
 
 
@@ -123,4 +120,4 @@ class AdaMuon(Engine):
 
     rule = AdaMuonRule
     companion = AdamWRule
-    companion_defaults: ClassVar[Mapping[str, Any]] = {"betas": (0.9, 0.95)}
+    companion_defaults = BETAS

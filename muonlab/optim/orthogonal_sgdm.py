@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from muonlab.kernels.moments import momentum_
-from muonlab.optim.adam import AdamWRule
+from muonlab.optim.adam import BETAS, AdamWRule
 from muonlab.optim.engine import Engine
 from muonlab.optim.hyperparameter import hp
 from muonlab.optim.orthogonal import OrthogonalRule
@@ -48,4 +48,4 @@ class OrthogonalSGDM(Engine):
 
     rule = OrthogonalSGDMRule
     companion = AdamWRule
-    companion_defaults: ClassVar[Mapping[str, Any]] = {"betas": (0.9, 0.95)}
+    companion_defaults = BETAS

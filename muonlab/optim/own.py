@@ -10,7 +10,7 @@ from torch import nn
 
 from muonlab import user_code
 from muonlab.errors import UsageError
-from muonlab.optim.adam import AdamWRule
+from muonlab.optim.adam import BETAS, AdamWRule
 from muonlab.optim.engine import Engine
 from muonlab.optim.rule import Rule
 
@@ -59,11 +59,11 @@ def made_class(rule: type[Rule]) -> type[Engine]:
     body = {
         "rule": rule,
         "companion": companion,
-        "companion_defaults": {"betas": (0.9, 0.95)} if companion else {},
+        "companion_defaults": BETAS if companion else {},
         "__doc__": rule.__doc__,
         "__module__": rule.__module__,
     }
-    return type(rule.__name__.removesuffix("Rule") or rule.__name__, (_Made, Engine), body)
+    return type(rule.label(), (_Made, Engine), body)
 
 
 class _Made:

@@ -42,12 +42,13 @@ def route(
     roles: Mapping[str, Role | str] | None = None,
     *,
     strict: bool = True,
+    asked_by: str = "Muon",
 ) -> list[Route]:
     """Give every parameter exactly one role; the first criterion that matches wins, `roles` (name or glob) before all.
 
     A module is judged by all five criteria; named parameters by name and shape; bare tensors by shape alone. A tied
     weight appears once, under its first name. With `strict=False` what cannot be told is HIDDEN: good enough for rules
-    that treat all matrices alike.
+    that treat all matrices alike. `asked_by` is who cannot do without, in the error.
 
     Raises   UsageError where the role cannot be told, or a pattern of `roles` matches nothing; it says what to write
 
@@ -66,7 +67,7 @@ def route(
     routes = []
     for name, param in zip(names, params, strict=True):
         owned = owners.get(id(param), [])
-        role, reason = wanted[name] if name in wanted else _judge(name, param, owned, head, strict)
+        role, reason = wanted[name] if name in wanted else _judge(name, param, owned, head, asked_by if strict else "")
         parts = _parts(param, owned) if role is Role.HIDDEN else ()
         routes.append(Route(name, param, role, reason, parts, any(_is_transposed(module) for _, module in owned)))
     return routes
@@ -174,7 +175,7 @@ def _in_block(model: nn.Module, path: str) -> bool:
 
 
 def _judge(
-    name: str, param: Tensor, owners: list[tuple[str, nn.Module]], head: tuple[int, str] | None, strict: bool
+    name: str, param: Tensor, owners: list[tuple[str, nn.Module]], head: tuple[int, str] | None, asked_by: str
 ) -> tuple[Role, str]:
     modules = [module for _, module in owners]
     by_type = _by_type(param, modules)
@@ -185,7 +186,7 @@ def _judge(
         return by_type
     if head is not None and id(param) == head[0]:
         return Role.HEAD, head[1]
-    return _by_name(name, param) or _by_shape(name, param, strict)
+    return _by_name(name, param) or _by_shape(name, param, asked_by)
 
 
 def _by_type(param: Tensor, modules: list[nn.Module]) -> tuple[Role, str] | None:
@@ -232,7 +233,7 @@ def _by_name(name: str, param: Tensor) -> tuple[Role, str] | None:
     return None
 
 
-def _by_shape(name: str, param: Tensor, strict: bool) -> tuple[Role, str]:
+def _by_shape(name: str, param: Tensor, asked_by: str) -> tuple[Role, str]:
     if is_vector(param):
         return Role.VECTOR, "at most one dimension above one"
     if param.ndim == 2:
@@ -241,9 +242,9 @@ def _by_shape(name: str, param: Tensor, strict: bool) -> tuple[Role, str]:
         return Role.HIDDEN, f"a matrix between hidden layers{fused}"
     if param.ndim > 3 and not name.startswith(UNNAMED):
         return Role.CONV, f"{param.ndim} dimensions, flattened to a matrix"
-    if not strict:
+    if not asked_by:
         return Role.HIDDEN, "more than two dimensions, treated like a matrix"
     raise UsageError(
-        f"Muon only supports 2D parameters, and {name} has shape {tuple(param.shape)}: say what it is, for instance "
-        f'roles={{"{name}": "expert"}} (a stack of matrices) or "conv" (flattened to one matrix)'
+        f"{asked_by} only supports 2D parameters, and {name} has shape {tuple(param.shape)}: say what it is, "
+        f'for instance roles={{"{name}": "expert"}} (a stack of matrices) or "conv" (flattened to one matrix)'
     )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ class StateField:
     start: Callable[[Tensor, Shape], Tensor] | None = None
 
     def __post_init__(self) -> None:
+        for what, value, valid in (("layout", self.layout, get_args(Layout)), ("stage", self.stage, get_args(Stage))):
+            if value not in valid:
+                raise TypeError(f"unknown {what} {value!r} of a state tensor: use one of {', '.join(valid)}")
         if (self.shape is None) == (self.layout == "matrix"):
             raise TypeError(f"`shape` goes with the layout matrix, and only with it, not {self.layout!r}")
 
@@ -62,7 +65,7 @@ def _frobenius(w: Tensor, shape: Shape) -> Tensor:
     norm = torch.linalg.vector_norm(w, dim=(-2, -1)).reshape(shape)
     if w.numel() and not norm.all():
         raise UsageError(
-            f"a matrix of shape {tuple(w.shape)} starts at zero, where a sphere has no radius: "
+            f"a matrix in a weight of shape {tuple(w.shape)} starts at zero, where a sphere has no radius: "
             "initialise it at random, or leave it to the companion, by its role"
         )
     return norm
@@ -214,6 +217,11 @@ class Rule:
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__, **changed)
         return twin
+
+    @classmethod
+    def label(cls) -> str:
+        """What its optimizer is called."""
+        return cls.__name__.removesuffix("Rule") or cls.__name__
 
     @classmethod
     def is_matrix_rule(cls) -> bool:

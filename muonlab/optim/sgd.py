@@ -32,6 +32,7 @@ class SGDRule(Rule):
     state: ClassVar[Mapping[str, StateField]] = {"momentum_buffer": StateField("param")}
     step_count: ClassVar[str] = "optional"
     bundles: ClassVar[bool] = True
+    step_unit: ClassVar[str] = "of the gradient"
     unsupported: ClassVar[tuple[str, ...]] = ("differentiable",)
 
     lr: float = hp(1e-3, grid=(0.025, 0.05, 0.1, 0.2, 0.4, 0.8), low=0.0, unit="1/grad", source=OURS)

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from muonlab.kernels.moments import bias_correction, ema_, momentum_
 from muonlab.kernels.roots import inverse_root
-from muonlab.optim.adam import AdamWRule
+from muonlab.optim.adam import BETAS, AdamWRule
 from muonlab.optim.engine import Engine
 from muonlab.optim.hyperparameter import hp, lr_hp, momentum_hp, weight_decay_hp
 from muonlab.optim.orthogonal import SPECTRAL_GRID
@@ -87,4 +87,4 @@ class Shampoo(Engine):
 
     rule = ShampooRule
     companion = AdamWRule
-    companion_defaults: ClassVar[Mapping[str, Any]] = {"betas": (0.9, 0.95)}
+    companion_defaults = BETAS

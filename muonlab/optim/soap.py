@@ -9,7 +9,7 @@ from torch import Tensor
 
 from muonlab.kernels.moments import adam_direction, adam_root, ema_, ema_square_, momentum_
 from muonlab.kernels.roots import eigenbasis, power_iterated
-from muonlab.optim.adam import AdamWRule
+from muonlab.optim.adam import BETAS, AdamWRule
 from muonlab.optim.engine import Engine
 from muonlab.optim.hyperparameter import WEN, betas_hp, eps_hp, hp, lr_hp, momentum_hp, weight_decay_hp
 from muonlab.optim.orthogonal import OrthogonalRule
@@ -161,4 +161,4 @@ class SOAPMuon(Engine):
 
     rule = SOAPMuonRule
     companion = AdamWRule
-    companion_defaults: ClassVar[Mapping[str, Any]] = {"betas": (0.9, 0.95)}
+    companion_defaults = BETAS

@@ -15,6 +15,8 @@ from muonlab.testing.rules import first_state, run
 
 __all__ = ["CLAUSES", "Subject"]
 
+UNDECAYED = {"weight_decay": 0.0}
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -26,10 +28,6 @@ class Subject:
     def make(self, params: Iterable[Any], **changes: Any) -> Engine:
         values = {field.name: getattr(self.rule, field.name) for field in fields(self.rule)}
         return self.cls(params, **{**values, **changes})
-
-    @property
-    def undecayed(self) -> dict[str, float]:
-        return {"weight_decay": 0.0}
 
 
 def weights(count: int = 3, shape: tuple[int, ...] = (5, 5), seed: int = 0) -> list[nn.Parameter]:
@@ -43,12 +41,17 @@ def fill_gradients(params: Iterable[nn.Parameter], seed: int) -> None:
         p.grad = torch.randn(p.shape, generator=generator)
 
 
+def step(optimizer: Engine) -> None:
+    """A step, after the observation that a rule may want."""
+    if optimizer.wants_observation():
+        optimizer.observe(num_samples=4.0)
+    optimizer.step()
+
+
 def steps(optimizer: Engine, params: list[nn.Parameter], seeds: Iterable[int]) -> None:
     for seed in seeds:
         fill_gradients(params, seed)
-        if optimizer.wants_observation():
-            optimizer.observe(num_samples=4.0)
-        optimizer.step()
+        step(optimizer)
 
 
 def bits(tensors: Iterable[Tensor]) -> list[bytes]:
@@ -75,15 +78,13 @@ def descends(subject: Subject) -> None:
     """A convex problem gets better within 60 steps, at the lr that is the rule's own."""
     params = weights(1)
     goal = weights(1, seed=7)[0].detach()
-    optimizer = subject.make(params, **subject.undecayed)
+    optimizer = subject.make(params, **UNDECAYED)
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
         loss = (params[0] - goal).square().sum()
         loss.backward()
-        if optimizer.wants_observation():
-            optimizer.observe(num_samples=1.0)
-        optimizer.step()
+        step(optimizer)
         losses.append(loss.item())
     assert min(losses[-3:]) < losses[0], f"the loss went from {losses[0]:.4g} to {losses[-1]:.4g}"
 
@@ -91,7 +92,7 @@ def descends(subject: Subject) -> None:
 def a_step_is_lr_times_what_the_rule_gives(subject: Subject) -> None:
     """The engine calls every stage, and applies the direction with the scale of its shape, as declared."""
     params = weights(1)
-    optimizer, w = subject.make(params, lr=0.1, **subject.undecayed), params[0].detach().clone()
+    optimizer, w = subject.make(params, lr=0.1, **UNDECAYED), params[0].detach().clone()
     rule, state = subject.rule, first_state(subject.rule, w)
     for t in (1, 2, 3):
         fill_gradients(params, t)
@@ -101,7 +102,7 @@ def a_step_is_lr_times_what_the_rule_gives(subject: Subject) -> None:
             w = state["radius"] * moved / moved.norm()
         else:
             w = w - 0.1 * u
-        optimizer.step()
+        step(optimizer)
         torch.testing.assert_close(params[0].detach(), w, atol=1e-4, rtol=1e-3)
 
 
@@ -119,18 +120,18 @@ def a_missing_gradient_leaves_weight_and_state_alone(subject: Subject) -> None:
     before = bits(params[:1]) + _states(optimizer, params[:1])
     fill_gradients(params, 3)
     params[0].grad = None
-    optimizer.step()
+    step(optimizer)
     assert bits(params[:1]) + _states(optimizer, params[:1]) == before, "a weight without a gradient was touched"
 
 
 def gradients_of_zero_move_nothing_without_decay(subject: Subject) -> None:
     params = weights()
     before = [p.detach().clone() for p in params]
-    optimizer = subject.make(params, **subject.undecayed)
+    optimizer = subject.make(params, **UNDECAYED)
     for p in params:
         p.grad = torch.zeros_like(p)
     for _ in range(3):
-        optimizer.step()
+        step(optimizer)
     torch.testing.assert_close([p.detach() for p in params], before)
 
 
@@ -140,7 +141,7 @@ def gradients_are_never_written(subject: Subject) -> None:
     for seed in (1, 2, 3):
         fill_gradients(params, seed)
         before = bits(p.grad for p in params)
-        optimizer.step()
+        step(optimizer)
         assert bits(p.grad for p in params) == before, "a gradient was written"
 
 
@@ -152,7 +153,7 @@ def a_step_that_is_not_finite_touches_nothing(subject: Subject) -> None:
     for bad in (float("nan"), float("inf")):
         fill_gradients(params, 3)
         params[1].grad[0, 0] = bad
-        optimizer.step()
+        step(optimizer)
     assert bits(params) + _states(optimizer, params) == before, "weights or state were touched"
     assert optimizer.num_skipped == 2, f"two steps were skipped, {optimizer.num_skipped} were counted"
 
@@ -165,8 +166,8 @@ def the_order_of_parameters_is_irrelevant(subject: Subject) -> None:
         fill_gradients(params, seed)
         for p, twin in zip(params, twins, strict=True):
             twin.grad = p.grad.clone()
-        forward.step()
-        backward.step()
+        step(forward)
+        step(backward)
     torch.testing.assert_close([p.detach() for p in params], [p.detach() for p in twins], atol=1e-4, rtol=1e-3)
 
 
@@ -219,7 +220,7 @@ def routes_a_model(subject: Subject) -> None:
     tokens = torch.arange(9)
     for _ in range(2):
         nn.functional.cross_entropy(model(tokens), tokens).backward()
-        optimizer.step()
+        step(optimizer)
     assert all(p.isfinite().all() for p in owned), "a step on a small model gave weights that are not finite"
     assert all(name in optimizer.explain() for name, _ in model.named_parameters()), "explain() left one out"
 
