@@ -127,6 +127,9 @@ def test_state_layouts() -> None:
     assert StateField("scalar").shape_for((4, 9), (4, 9)) == ()
     assert StateField("matrix", "matrix", lambda s: (s[-2], s[-2])).shape_for((4, 9), (4, 9)) == (4, 4)
     assert StateField("block").shape_for((4, 9), (4, 9), 2) == (2, 1)
+    for layout, stage in (("vec", "local"), ("param", "later")):
+        with pytest.raises(TypeError, match=r"unknown (layout|stage)"):
+            StateField(layout, stage)
     for layout, shape in (("matrix", None), ("row", lambda s: s)):
         with pytest.raises(TypeError):
             StateField(layout, shape=shape)

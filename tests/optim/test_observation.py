@@ -85,3 +85,19 @@ def test_curvature_is_the_square_of_the_sampled_gradient_times_the_number_of_sam
     w.grad = torch.full_like(w, 3.0)
     optimizer.observe(num_samples=8.0)
     torch.testing.assert_close(optimizer.state[w]["hessian"], torch.full_like(w, 0.25 * 8 * 9))
+
+
+@pytest.mark.parametrize("count", [0, -1.0, float("nan"), float("inf"), "4", True, None])
+def test_the_number_of_samples_is_a_number_above_zero(count) -> None:
+    (w,) = params = weights(1)
+    fill_gradients(params, 1)
+    optimizer = muonlab.Sophia(params)
+    with pytest.raises(ValueError, match="num_samples must be a number above 0"):
+        optimizer.observe(count)
+    assert not optimizer.state.get(w)
+
+
+def test_an_observation_wants_gradients() -> None:
+    with pytest.raises(RuntimeError, match="there are no gradients to observe"):
+        muonlab.Sophia(weights(1)).observe(4)
+    muonlab.AdamW(weights(1)).observe(4)  # which observes nothing

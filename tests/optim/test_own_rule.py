@@ -272,7 +272,8 @@ MISTAKES = {
     ),
     "a word for a number": (instead(LR, '    lr: float = hp("fast")\n'), "TypeError: lr must be a number, got 'fast'"),
     "grids that do not fit": (
-        instead(LR, LR + '    b: tuple = hp((0.1, 0.2), parts=("x", "y"), grid=((0.1,),))\n'), "makes no optimizer: ",
+        instead(LR, LR + '    b: tuple = hp((0.1, 0.2), parts=("x", "y"), grid=((0.1,),))\n'),
+        "want a grid each, a tuple of 2 tuples",
     ),
     "an argument of ours": (instead(LR, LR + "    params: float = hp(0.1)\n"), "makes no optimizer: .*params"),
     "a step that raises": (
