@@ -1,10 +1,12 @@
 """A step of each optimizer beside another implementation of it: ratios of interleaved runs, in one process.
 
 `python benchmarks/rules.py --out benchmarks/results/rules.json` (`pip install 'muonlab[peers]'` brings the others).
-Every tenth step of SOAP and Shampoo renews its bases, so a round is the mean of ten steps.
+Every tenth step of SOAP and Shampoo renews its bases, so a round is the mean of ten steps. Everything runs eagerly:
+heavyball, which otherwise compiles itself for minutes, is told not to.
 """
 
 import argparse
+import importlib
 import io
 import json
 import time
@@ -94,12 +96,16 @@ def rows_of(set_name: str, names: list[str], num_rounds: int) -> list[dict[str, 
     buffers = [torch.empty_like(g) for g in gradients]
     rows = []
     for name in names:
+        if found.rule == "adamw" and catalog.get(name).companion:  # matrices are not what the set is about
+            continue
         settings, others = OTHERS.get(name, ({}, ()))
         timers = {}
         for one in (ours(name, settings), *others):
             label = f"{one.optimizer}({', '.join(f'{k}={v}' for k, v in one.settings.items())})"
             weights = [nn.Parameter(0.02 * g.flip(0)) for g in gradients]
             try:
+                if one.module == HB:
+                    importlib.import_module(HB).utils.compile_mode = None
                 timers[label] = timer(one, weights, gradients, buffers)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"[:200]

@@ -13,6 +13,7 @@ __all__ = ["ArmLosses", "DataLaw", "Selection", "bootstrap_speedup", "fit_data_l
 
 NUM_REPLICATES = 2000
 EXPONENTS = np.geomspace(0.05, 2.0, 33)
+STEPS = np.linspace(-1.0, 1.0, 17) * np.log(EXPONENTS[1] / EXPONENTS[0])  # around the best of them, in logarithms
 PRIOR_EXPONENT, PRIOR_LOG_SD = 0.5, 0.7  # published data laws have 0.45-0.5 [Wen et al. 2025]; the width is ours
 
 
@@ -49,24 +50,36 @@ def fit_data_law(
     """
     scale = float(np.exp(np.mean(np.log(tokens))))
     weights = 1.0 / np.maximum(np.asarray(variances, dtype=float), 1e-12)
-    share = weights / weights.sum()
-    x = (np.asarray(tokens, dtype=float) / scale)[None, :] ** -EXPONENTS[:, None]  # (num_exponents, num_horizons)
-    x_mean = x @ share
-    centred = x - x_mean[:, None]
-    y = np.asarray(losses, dtype=float)
-    y_mean = y @ share
-    slope = np.einsum("eh,...h,h->...e", centred, y - y_mean[..., None], share) / ((centred**2) @ share)
-    a = np.maximum(slope, 0.0)
-    b = y_mean[..., None] - a * x_mean
-    residual = y[..., None, :] - (a[..., None] * x + b[..., None])
-    prior = (np.log(EXPONENTS / PRIOR_EXPONENT) / PRIOR_LOG_SD) ** 2
-    best = np.argmin((residual**2) @ weights + prior, axis=-1)[..., None]
+    y = np.asarray(losses, dtype=float)[..., None, :]
+    exponents = np.broadcast_to(EXPONENTS, (*y.shape[:-2], len(EXPONENTS)))
+    for finer in (STEPS, STEPS / 16, None):
+        a, b, cost = _given_exponents(np.asarray(tokens, dtype=float) / scale, y, weights, exponents)
+        best = np.argmin(cost, axis=-1)[..., None]
+        exponent = np.take_along_axis(exponents, best, -1)
+        if finer is not None:
+            exponents = np.clip(exponent * np.exp(finer), EXPONENTS[0], EXPONENTS[-1])
     return DataLaw(
         a=np.take_along_axis(a, best, -1)[..., 0],
         b=np.take_along_axis(b, best, -1)[..., 0],
-        exponent=EXPONENTS[best[..., 0]],
+        exponent=exponent[..., 0],
         scale=scale,
     )
+
+
+def _given_exponents(
+    tokens: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64], exponents: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The best a >= 0, its b, and what both cost, for each exponent (..., num_exponents); y is (..., 1, num_horizons)."""
+    share = weights / weights.sum()
+    x = tokens ** -exponents[..., None]
+    x_mean, y_mean = x @ share, y @ share
+    centred = x - x_mean[..., None]
+    slope = ((centred * (y - y_mean[..., None])) @ share) / ((centred**2) @ share)
+    a = np.maximum(slope, 0.0)
+    b = y_mean - a * x_mean
+    residual = y - (a[..., None] * x + b[..., None])
+    prior = (np.log(exponents / PRIOR_EXPONENT) / PRIOR_LOG_SD) ** 2
+    return a, b, (residual**2) @ weights + prior
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class CautiousAdamWRule(Rule):
     """
 
     name: ClassVar[str] = "cautious"
-    numerics_version: ClassVar[str] = "1"
+    numerics_version: ClassVar[str] = "2"
     source: ClassVar[str] = "Liang et al. 2024 (2411.16085)"
     state: ClassVar[Mapping[str, StateField]] = MOMENTS
     sees: ClassVar[str] = "whole"
@@ -185,9 +185,9 @@ class CautiousAdamWRule(Rule):
 
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         m, v = ema_(state["exp_avg"], g, self.betas[0]), ema_square_(state["exp_avg_sq"], g, self.betas[1])
-        mask = m.sign() * g > 0  # the product m g could underflow
-        share = mask.to(torch.promote_types(g.dtype, torch.float32)).mean().clamp(min=1e-3)
-        return adam_direction(m, v, self.betas, t, self.eps).mul_(mask / share)
+        mask = m.sign().mul_(g).gt_(0)  # 0 or 1; the product m g could underflow
+        share = mask.mean(dtype=torch.promote_types(g.dtype, torch.float32)).clamp(min=1e-3)
+        return adam_direction(m, v, self.betas, t, self.eps).mul_(mask.div_(share))
 
 
 class CautiousAdamW(Engine):

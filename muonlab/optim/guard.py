@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -25,8 +26,9 @@ def all_finite(grads: Iterable[Tensor]) -> bool:
     buckets: dict[tuple, list[Tensor]] = defaultdict(list)
     for g in grads:
         buckets[g.device, g.dtype].append(g)
-    suspects = (gs for gs in buckets.values() if not torch.stack(torch._foreach_norm(gs, 2)).isfinite().all())
-    return all(bool(g.isfinite().all()) for gs in suspects for g in gs)
+    norms = {key: torch.stack(torch._foreach_norm(gs, 2)).tolist() for key, gs in buckets.items()}
+    suspects = [g for key, gs in buckets.items() for g, norm in zip(gs, norms[key], strict=True) if not isfinite(norm)]
+    return all(bool(g.isfinite().all()) for g in suspects)
 
 
 def finite_flag(grads: Sequence[Tensor]) -> Tensor:

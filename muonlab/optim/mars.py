@@ -28,7 +28,7 @@ class MARSRule(Rule):
     """
 
     name: ClassVar[str] = "mars"
-    numerics_version: ClassVar[str] = "1"
+    numerics_version: ClassVar[str] = "2"
     source: ClassVar[str] = "Yuan et al. 2024 (2411.10438)"
     state: ClassVar[Mapping[str, StateField]] = {
         "exp_avg": StateField("param"),
@@ -46,11 +46,12 @@ class MARSRule(Rule):
     def local(self, g: Tensor, w: Tensor, state: Mapping[str, Tensor], t: int) -> Tensor:
         beta1, beta2 = self.betas
         last = state["previous_grad"]
-        c = g + (g - last) * (self.gamma * beta1 / (1 - beta1))
+        c = (g - last).mul_(self.gamma * beta1 / (1 - beta1)).add_(g)
         last.copy_(g)
-        peak = c.abs().amax().clamp(min=1.0)  # so that no square overflows
-        norm = torch.linalg.vector_norm(c / peak) * peak
-        c = c / norm.clamp(min=1.0)
+        low, high = torch.aminmax(c)
+        peak = torch.maximum(-low, high).clamp(min=1.0)  # so that no square overflows
+        norm = torch.linalg.vector_norm(c.div_(peak)) * peak
+        c.div_(norm.clamp(min=1.0) / peak)
         m, v = ema_(state["exp_avg"], c, beta1), ema_square_(state["exp_avg_sq"], c, beta2)
         return adam_direction(m, v, self.betas, t, self.eps)
 

@@ -5,7 +5,7 @@ a 0-d truth value on the device: where it is given and false, neither weights no
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +21,7 @@ __all__ = ["WORKSPACE_BYTES", "Job", "MatrixState", "on_sphere", "update"]
 
 WORKSPACE_BYTES = 256 * 2**20  # bound on what a step allocates at a time, one larger matrix excepted
 COPIES = 10  # directions, their stack, and what the polar factor holds at its widest
+CACHE_ELEMENTS = 2**16  # per thread, of what a CPU passes over again and again before it goes on to the next
 STACK_MAX_SIDE = 256  # a batched product beats a loop up to about this shorter side, on CPU
 FUSED_DEVICES = ("cpu", "cuda")
 
@@ -81,8 +82,7 @@ def update(job: Job, live: Tensor | None = None) -> None:
     fused, rest = _fusible(job)
     if fused:
         _update_fused(job.part(fused) if rest else job, live)
-    for indices in _waves(job, rest):
-        wave = job.part(indices)
+    for wave in _waves(_in_rows(job.part(rest) if fused else job)) if rest else ():
         before = [_kept(state) for state in wave.states] if live is not None else []
         _apply(wave, _directions(wave, _gradients(wave, live)), live)
         for state, kept in zip(wave.states, before, strict=False):
@@ -121,20 +121,51 @@ def _update_fused(job: Job, live: Tensor | None) -> None:
     type(rule).fused(rule, job.ws, gs, job.states, job.t, rule.lr, decay, live)
 
 
-def _waves(job: Job, order: list[int]) -> list[list[int]]:
+def _cache_elements(job: Job) -> int | None:
+    """How much of a parameter goes through all operations at a time where it pays, which is on a CPU and eagerly."""
+    helps = not job.blocks and job.ws[0].is_cpu and not torch.compiler.is_compiling()
+    return CACHE_ELEMENTS * torch.get_num_threads() if helps else None
+
+
+def _in_rows(job: Job) -> Job:
+    """The same job, with parameters that a cache cannot hold as runs of rows where the rule cannot tell."""
+    limit = _cache_elements(job)
+    if limit is None or job.rounding != "nearest" or all(w.numel() <= limit for w in job.ws):
+        return job
+    fields = job.rule.active_state()
+    if job.rule.sees != "elements" or any(field.layout != "param" for field in fields.values()):
+        return job
+    ws, gs, states = [], [], []
+    for w, g, state in zip(job.ws, job.gs, job.states, strict=True):
+        ws += _runs(w, limit)
+        gs += _runs(g, limit)
+        runs = {name: _runs(state[name], limit) for name in fields}
+        states += [{name: run[k] for name, run in runs.items()} for k in range(len(ws) - len(states))]
+    return replace(job, ws=ws, gs=gs, states=states)
+
+
+def _runs(x: Tensor, limit: int) -> Sequence[Tensor]:
+    """Rows of x, as many at a time as have that many elements between them."""
+    return [x] if x.numel() <= limit else x.split(max(1, limit // x[0].numel()))
+
+
+def _waves(job: Job) -> Iterator[Job]:
     """Parameters that are updated together; matrices of one shorter side are next to each other."""
+    order = list(range(len(job.ws)))
     if job.blocks:
-        order = sorted(order, key=lambda i: (min(job.blocks[i][0].shape[-2:]), job.blocks[i][0].shape))
+        order.sort(key=lambda i: (min(job.blocks[i][0].shape[-2:]), job.blocks[i][0].shape))
     waves: list[list[int]] = []
+    limit = _cache_elements(job)
     budget = 0
     for i in order:
-        size = COPIES * job.ws[i].numel() * max(4, job.ws[i].element_size())
+        numel = job.ws[i].numel()
+        size = COPIES * numel * max(4, job.ws[i].element_size()) if limit is None else numel
         if not waves or size > budget:
             waves.append([])
-            budget = WORKSPACE_BYTES
+            budget = WORKSPACE_BYTES if limit is None else limit
         waves[-1].append(i)
         budget -= size
-    return waves
+    return map(job.part, waves)
 
 
 def _gradients(job: Job, live: Tensor | None) -> list[Tensor]:

@@ -214,6 +214,21 @@ def test_stacking_does_not_mix_matrices(cls, arguments, num_in_workspace: int, m
         torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
 
 
+@each
+def test_what_a_cache_cannot_hold_is_updated_by_rows_with_the_same_result(cls, arguments, monkeypatch) -> None:
+    settings = in_float64(cls, arguments)
+    params = [*weights(2, (7, 3), dtype=torch.float64), *weights(1, (5,), dtype=torch.float64)]
+    twins = twins_of(params)
+    optimizer, other = cls(params, **settings), cls(twins, **settings)
+    for seed in range(4):
+        for these, one, elements in ((params, optimizer, 8), (twins, other, 2**16)):
+            monkeypatch.setattr(update_module, "CACHE_ELEMENTS", elements)
+            fill_gradients(these, seed)
+            one.step()
+    for a, b in zip(params, twins, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
 def test_parameters_of_different_age_keep_their_own_step() -> None:
     params, twins = weights(2), weights(2)
     optimizer, other = muonlab.AdamW(params, lr=0.1), torch.optim.AdamW(twins, lr=0.1)
