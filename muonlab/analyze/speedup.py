@@ -69,7 +69,7 @@ def fit_data_law(
 def _given_exponents(
     tokens: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64], exponents: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The best a >= 0, its b, and what both cost, for each exponent (..., num_exponents); y is (..., 1, num_horizons)."""
+    """The best a >= 0, its b, and what both cost, by exponent (..., num_exponents); y (..., 1, num_horizons)."""
     share = weights / weights.sum()
     x = tokens ** -exponents[..., None]
     x_mean, y_mean = x @ share, y @ share

@@ -64,7 +64,8 @@ def export(
     store: opt.StoreUrl = opt.DEFAULT_STORE,
 ) -> None:
     """Write runs to a file."""
-    from muonlab.records.importers import export_csv, export_jsonl
+    from muonlab.records.importers import export_jsonl
+    from muonlab.records.tables import export_csv
 
     if path.suffix not in FORMATS:
         raise UsageError(f"cannot export to {path}: its name must end with {' or '.join(FORMATS)}")

@@ -11,7 +11,8 @@ import pytest
 
 from muonlab.errors import UsageError
 from muonlab.records import Store
-from muonlab.records.importers import atomic_write, export_csv, export_jsonl, import_jsonl, read_csv
+from muonlab.records.importers import atomic_write, export_jsonl, import_jsonl
+from muonlab.records.tables import export_csv, read_csv
 
 HEAD = "optimizer,size,params,tokens,loss\n"
 
