@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from muonlab.analyze.significance import LEVEL, Noise
 
-__all__ = ["ArmLosses", "DataLaw", "Selection", "bootstrap_speedup", "fit_data_law", "shared_fraction"]
+__all__ = ["ArmLosses", "DataLaw", "Selection", "bootstrap_speedup", "draw_means", "fit_data_law", "shared_fraction"]
 
 NUM_REPLICATES = 2000
 EXPONENTS = np.geomspace(0.05, 2.0, 33)
@@ -26,6 +26,10 @@ class DataLaw:
     exponent: NDArray[np.float64]
     scale: float
 
+    def loss(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The law's loss at these lengths."""
+        return self.a * (np.asarray(tokens) / self.scale) ** -self.exponent + self.b
+
     def invert(self, loss: NDArray[np.float64] | float) -> NDArray[np.float64]:
         """Tokens at which the law reaches `loss`; inf where that lies at or below the floor b."""
         above = np.asarray(loss) - self.b
@@ -36,7 +40,7 @@ class DataLaw:
 
 
 def fit_data_law(
-    tokens: Sequence[int], losses: NDArray[np.float64], variances: NDArray[np.float64] | Sequence[float]
+    tokens: Sequence[float], losses: NDArray[np.float64], variances: NDArray[np.float64] | Sequence[float]
 ) -> DataLaw:
     """Least squares in a >= 0 and b for each exponent of a grid; the exponent by least squares plus a weak prior.
 
@@ -146,7 +150,7 @@ def shared_fraction(losses: NDArray[np.float64]) -> float:
 class ArmLosses:
     """What the bootstrap needs of one optimizer."""
 
-    tokens: Sequence[int]
+    tokens: Sequence[float]
     means: Sequence[float]
     num_seeds: Sequence[int]
     noises: Sequence[Noise]  # of each horizon: a longer run can be much quieter than a short one
@@ -161,13 +165,27 @@ class ArmLosses:
 
     def draw(self, rng: np.random.Generator, num: int) -> NDArray[np.float64]:
         """Replicates of the mean losses (num, num_horizons): the variances are redrawn from their chi-square."""
-        degrees = np.array([max(noise.degrees, 1) for noise in self.noises])
-        variances = np.array([noise.variance for noise in self.noises])
-        deviation = np.sqrt(variances * degrees / rng.chisquare(degrees, (num, len(degrees))))
+        deviation = draw_deviations(self.noises, num, rng)
         shift = self.selection.draw(deviation[:, self.main], rng)
         seed, run = rng.standard_normal((num, 1)), rng.standard_normal((num, len(self.means)))
         noise = math.sqrt(self.shared) * seed + math.sqrt(1.0 - self.shared) * run
         return np.asarray(self.means) + deviation / np.sqrt(np.asarray(self.num_seeds)) * noise + shift[:, None]
+
+
+def draw_deviations(noises: Sequence[Noise], num: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Standard deviations of a run (num, num_horizons) that may lie behind estimated ones, from their chi-square."""
+    degrees = np.array([max(noise.degrees, 1) for noise in noises])
+    variances = np.array([noise.variance for noise in noises])
+    return np.sqrt(variances * degrees / rng.chisquare(degrees, (num, len(degrees))))
+
+
+def draw_means(
+    means: NDArray[np.float64], num_seeds: NDArray[np.float64], noises: Sequence[Noise], num: int,
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Replicates (num, num_horizons) of mean losses, each of so many runs."""
+    deviation = draw_deviations(noises, num, rng)
+    return means + deviation / np.sqrt(num_seeds) * rng.standard_normal(deviation.shape)
 
 
 def bootstrap_speedup(baseline: ArmLosses, challenger: ArmLosses) -> tuple[float, float, float]:

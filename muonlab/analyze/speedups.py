@@ -1,0 +1,246 @@
+"""Speedups of a whole table of runs: at every size and length, and by a joint law at sizes that were not run."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from muonlab.analyze.comparison import REACH
+from muonlab.analyze.runs import Cell, Run, best_cells, final, seed_noise
+from muonlab.analyze.scaling import JointLaw, fit_joint_law, redrawn_joint_laws
+from muonlab.analyze.significance import LEVEL, Noise
+from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap_speedup, finite, fit_data_law
+from muonlab.errors import UsageError, unknown
+
+__all__ = ["At", "Extrapolation", "SpeedupRow", "SpeedupTable", "speedup_table"]
+
+TOKENS_PER_PARAM = 20  # 1x Chinchilla [Hoffmann et al. 2022]
+MIN_LENGTHS = 3  # of the baseline, to fit a law
+SINGLE = Selection(means=(0.0,), num_seeds=(1,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedupRow:
+    """How many times its tokens the baseline would need for the loss of one optimizer at one size and length."""
+
+    optimizer: str
+    size: str
+    params: float | None
+    tokens: float
+    loss: float
+    num_seeds: int
+    num_configurations: int  # tried, of which the best is shown
+    speedup: float | None  # None: the loss lies at or below the floor of the baseline's law, or there is no law
+    low: float | None  # 95 % interval
+    high: float | None
+    flag: str  # "", "extrapolated" (beyond the baseline's lengths), "undefined"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extrapolation:
+    """The speedup that joint laws give where nothing was run."""
+
+    optimizer: str
+    params: float
+    tokens: float
+    loss: float
+    speedup: float | None
+    low: float | None
+    high: float | None
+    factor_params: float  # how far beyond the runs, at least 1
+    factor_tokens: float
+
+
+@dataclass(frozen=True)
+class At:
+    """A size and length to extrapolate to."""
+
+    params: float
+    tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedupTable:
+    """The finding of `speedup`: rows, the baseline's laws they rest on, and what was assumed."""
+
+    baseline: str
+    rows: tuple[SpeedupRow, ...]
+    fits: Mapping[str, Mapping[str, float]]  # size -> a, b, exponent, of loss = a (tokens / scale_tokens)^-exponent + b
+    joint: Mapping[str, Mapping[str, float]]  # optimizer -> E, A, B, alpha, beta
+    extrapolations: tuple[Extrapolation, ...]
+    noise_nats: float
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def speedup_table(
+    runs: Sequence[Run], baseline: str, *, noise_nats: float | None = None, at: Sequence[At] = ()
+) -> SpeedupTable:
+    """Speedup of every optimizer over `baseline`, in tokens, at every size where the baseline has three lengths.
+
+    Math     per size L(D) = a D^-exponent + b of the tuned baseline; speedup = L^-1(loss) / D
+    Raises   UsageError for a baseline that is not there or has nowhere three lengths, and for runs without seeds
+             where no `noise_nats` is assumed
+    Source   Wen et al. 2025; the interval, a parametric bootstrap of seeds and fit, is ours
+    """
+    ends = final(runs)
+    cells = best_cells(ends)
+    names = {cell.optimizer for cell in cells.values()}
+    if baseline not in names:
+        raise unknown("baseline", baseline, names) if names else UsageError("no run finished")
+    notes = _notes(runs, ends, cells.values(), noise_nats)
+    noise = seed_noise(cells.values(), noise_nats)
+    rows, fits = [], {}
+    for size in dict.fromkeys(cell.size for cell in cells.values()):
+        here = sorted((cell for cell in cells.values() if cell.size == size), key=lambda cell: cell.tokens)
+        law_cells = [cell for cell in here if cell.optimizer == baseline]
+        if len(law_cells) >= MIN_LENGTHS:
+            fits[size] = _law(law_cells, noise)
+        else:
+            notes.append(f"{size}: no speedup, {baseline} has {len(law_cells)} of the three lengths that a law needs")
+        rows += [_row(cell, law_cells, noise) for cell in here if cell.optimizer != baseline]
+    if not fits:
+        raise UsageError(f"not identifiable: {baseline} has at no size the three lengths that a law needs")
+    joint, extrapolations = _extrapolate(list(cells.values()), baseline, noise, at, notes)
+    return SpeedupTable(
+        baseline=baseline,
+        rows=tuple(sorted(rows, key=lambda row: (row.params or 0.0, row.size, row.tokens, row.loss))),
+        fits=fits,
+        joint=joint,
+        extrapolations=extrapolations,
+        noise_nats=math.sqrt(noise.variance),
+        notes=tuple(notes),
+    )
+
+
+def _notes(runs: Sequence[Run], ends: Sequence[Run], cells: Any, noise_nats: float | None) -> list[str]:
+    notes = []
+    if len(ends) < len(runs):
+        notes.append(f"{len(runs) - len(ends)} rows before the end of their schedule left out")
+    if lost := sum(run.loss is None for run in ends):
+        notes.append(f"{lost} diverged runs: their configurations are out of the running")
+    if noise_nats is not None and any(len(cell.losses) > 1 for cell in cells):
+        notes.append(f"intervals assume a noise of {noise_nats:g} nats between seeds, not that of the seeds there are")
+    elif noise_nats is not None:
+        notes.append(f"there are no seeds: intervals assume a noise of {noise_nats:g} nats between them")
+    return notes
+
+
+def _arm(cells: Sequence[Cell], noise: Noise) -> ArmLosses:
+    return ArmLosses(
+        tokens=[cell.tokens for cell in cells],
+        means=[cell.mean for cell in cells],
+        num_seeds=[len(cell.losses) for cell in cells],
+        noises=[noise] * len(cells),
+        selection=SINGLE,
+    )
+
+
+def _law(cells: Sequence[Cell], noise: Noise) -> dict[str, float]:
+    arm = _arm(cells, noise)
+    law = fit_data_law(arm.tokens, np.asarray(arm.means), arm.variances)
+    unit = cells[0].tokens
+    return {
+        "a": float(law.a * (unit / law.scale) ** -law.exponent),
+        "b": float(law.b),
+        "exponent": float(law.exponent),
+        "scale_tokens": unit,
+        "num_lengths": len(cells),
+    }
+
+
+def _row(cell: Cell, baseline: Sequence[Cell], noise: Noise) -> SpeedupRow:
+    point = low = high = None
+    flag = "undefined"
+    if len(baseline) >= MIN_LENGTHS:
+        point, low, high = map(finite, bootstrap_speedup(_arm(baseline, noise), _arm([cell], noise)))
+    if point is not None:
+        lengths = [other.tokens for other in baseline]
+        inside = min(lengths) / REACH <= point * cell.tokens <= max(lengths) * REACH
+        flag = "" if inside else "extrapolated"
+    return SpeedupRow(
+        optimizer=cell.optimizer,
+        size=cell.size,
+        params=cell.params,
+        tokens=cell.tokens,
+        loss=cell.mean,
+        num_seeds=len(cell.losses),
+        num_configurations=cell.num_configurations,
+        speedup=point,
+        low=low,
+        high=high,
+        flag=flag,
+    )
+
+
+def _extrapolate(
+    cells: Sequence[Cell], baseline: str, noise: Noise, at: Sequence[At], notes: list[str]
+) -> tuple[dict[str, dict[str, float]], tuple[Extrapolation, ...]]:
+    by_optimizer: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        if cell.params is not None:
+            by_optimizer[cell.optimizer].append(cell)
+    laws: dict[str, JointLaw] = {}
+    for name, own in by_optimizer.items():
+        try:
+            laws[name] = _joint(own)
+        except UsageError as error:
+            if at:
+                notes.append(f"{name} is not extrapolated: {error}")
+    joint = {name: {key: float(value) for key, value in law.parameters().items()} for name, law in laws.items()}
+    if not at or baseline not in laws:
+        return joint, ()
+    redrawn = {name: _redraw(law, by_optimizer[name], noise) for name, law in laws.items()}
+    found = [
+        _at(place, name, baseline, laws, redrawn, [*by_optimizer[name], *by_optimizer[baseline]])
+        for place in at
+        for name in laws
+        if name != baseline
+    ]
+    return joint, tuple(found)
+
+
+def _joint(cells: Sequence[Cell]) -> JointLaw:
+    columns = ((float(cell.params or 0.0), cell.tokens, cell.mean) for cell in cells)
+    params, tokens, losses = (np.array(column) for column in zip(*columns, strict=True))
+    return fit_joint_law(params, tokens, losses)
+
+
+def _redraw(law: JointLaw, cells: Sequence[Cell], noise: Noise) -> JointLaw:
+    """The law of losses drawn anew around it, as noisy as seeds and as the law's own misfit."""
+    params = np.array([float(cell.params or 0.0) for cell in cells])
+    tokens = np.array([cell.tokens for cell in cells])
+    misfit = np.array([cell.mean for cell in cells]) - law.loss(params, tokens)
+    degrees = max(1, len(cells) - law.theta.shape[-1])
+    seeds = noise.variance / np.array([len(cell.losses) for cell in cells])
+    deviation = np.sqrt(np.maximum(seeds, float(misfit @ misfit) / degrees))
+    return redrawn_joint_laws(law, params, tokens, deviation)
+
+
+def _at(
+    place: At, name: str, baseline: str, laws: Mapping[str, JointLaw], redrawn: Mapping[str, JointLaw],
+    cells: Sequence[Cell],
+) -> Extrapolation:  # fmt: skip
+    loss = float(laws[name].loss(place.params, place.tokens))
+    point = float(laws[baseline].tokens_for(place.params, loss)) / place.tokens
+    losses = redrawn[name].loss(place.params, place.tokens)
+    replicates = redrawn[baseline].tokens_for(place.params, losses) / place.tokens
+    tail = (1 - LEVEL) / 2
+    low, high = (finite(float(np.quantile(replicates, q, method="nearest"))) for q in (tail, 1 - tail))
+    sizes, lengths = [float(cell.params or 0.0) for cell in cells], [cell.tokens for cell in cells]
+    return Extrapolation(
+        optimizer=name,
+        params=place.params,
+        tokens=place.tokens,
+        loss=loss,
+        speedup=finite(point),
+        low=low,
+        high=high,
+        factor_params=max(1.0, place.params / max(sizes), min(sizes) / place.params),
+        factor_tokens=max(1.0, place.tokens / max(lengths), min(lengths) / place.tokens),
+    )
