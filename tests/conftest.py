@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -101,3 +101,16 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return str(tmp_path / "store.db")
     return request.getfixturevalue("postgres_database")
+
+
+@pytest.fixture
+def published() -> Callable[[str], Path]:
+    """Where a file of published results lies; the test is skipped where it is not at hand."""
+
+    def find(name: str) -> Path:
+        path = Path(__file__).resolve().parents[2] / "shared" / "records" / name
+        if not path.is_file():
+            pytest.skip(f"the published results {name} are not at hand")
+        return path
+
+    return find

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from muonlab.analyze.significance import Noise, pooled_noise
+from muonlab.analyze.significance import KNOWN, Noise, pooled_noise
 from muonlab.errors import UsageError
 from muonlab.records import Record
 from muonlab.records.spec import Value, canonical_json
 
 __all__ = ["Cell", "Run", "best_cells", "final", "from_records", "from_rows", "seed_noise"]
 
-KNOWN = 10**6  # degrees of freedom of a variance that is given
 MEASURED = {
     "optimizer", "size", "params", "tokens", "loss", "seed", "step", "outcome", "line", "key", "created",
     "wall_seconds", "step_seconds", "flops", "horizon_tokens", "time_to_target",
@@ -26,7 +25,7 @@ MEASURED = {
 class Run:
     """One run at one moment, usually its end."""
 
-    optimizer: str
+    optimizer: str  # "" where the table does not say
     size: str
     params: float | None  # None where the table does not say
     tokens: float
@@ -73,13 +72,13 @@ def _run(row: Mapping[str, Any], where: str) -> Run:
             continue
         if not isinstance(value, int | float) or not 0 < value < math.inf:
             raise UsageError(f"{where}: {name} must be a number above 0, got {value!r}")
-    if not row.get("optimizer", ""):
+    if "optimizer" in row and not row["optimizer"]:
         raise UsageError(f"{where}: optimizer is empty")
     loss, seed, params = row.get("loss"), row.get("seed"), row.get("params")
     if seed is not None and not float(seed).is_integer():
         raise UsageError(f"{where}: seed must be a whole number, got {seed!r}")
     return Run(
-        optimizer=str(row["optimizer"]),
+        optimizer=str(row.get("optimizer", "")),
         size=str(row.get("size") or (f"{params:g}" if params else "")),
         params=params,
         tokens=row["tokens"],

@@ -11,6 +11,7 @@ from scipy import stats
 from muonlab.analyze.findings import Check, Contrast, Judgement, Paired, Speedup
 
 __all__ = [
+    "KNOWN",
     "LEVEL",
     "Noise",
     "contrast",
@@ -27,6 +28,7 @@ __all__ = [
 LEVEL = 0.95
 ONE_SIDED = (1 - LEVEL) / 2  # how often "no worse" may be said in error: one end of the interval, as in ICH E9 (1998)
 POWER = 0.8
+KNOWN = 10**6  # degrees of freedom of a variance that is given, not estimated
 WITHHOLDING = ("interior", "fresh_seeds", "same_conditions", "complete")  # checks without which nothing may be said
 
 

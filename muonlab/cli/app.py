@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import muonlab
-from muonlab.cli import bench, doctor, optimizers, runs, single, studies
+from muonlab.cli import bench, doctor, optimizers, runs, scaling, single, studies
 
 __all__ = ["app"]
 
@@ -25,6 +25,8 @@ app.command("train")(single.train)
 app.command("optimizers")(optimizers.optimizers)
 app.command("bench")(bench.bench)
 app.command("report")(studies.report)
+app.command("speedup")(scaling.speedup)
+app.command("fit")(scaling.fit)
 app.add_typer(runs.app, name="runs")
 app.command("doctor")(doctor.doctor)
 

@@ -8,12 +8,13 @@ from typing import Any
 from muonlab.cli.laboratory import print_json, users_code
 from muonlab.errors import UsageError
 
-__all__ = ["show_comparison", "show_price", "show_record", "show_tuning"]
+__all__ = ["print_parts", "show_comparison", "show_price", "show_record", "show_tuning"]
 
 RUN_SECONDS = 0.1  # a run's process and the reading of its data, beside the training (benchmarks/overhead.py)
 
 
-def _print(parts: Any) -> None:
+def print_parts(parts: Any) -> None:
+    """Print what a report module gave."""
     from rich.console import Console
 
     console = Console()
@@ -26,7 +27,7 @@ def show_record(record: Any, json: bool, **more: Any) -> None:
 
     if json:
         return print_json({**record.to_dict(), **more})
-    _print(record_table(record))
+    print_parts(record_table(record))
 
 
 def show_comparison(finding: Any, executed: int, out: Path, created: str, command: str, json: bool) -> None:
@@ -38,7 +39,7 @@ def show_comparison(finding: Any, executed: int, out: Path, created: str, comman
         return print_json(_summary(finding, executed, out))
     from muonlab.report.tables import comparison_table
 
-    _print(comparison_table(finding))
+    print_parts(comparison_table(finding))
     print(f"\n{executed} runs executed. Report: {out}")
 
 
@@ -79,7 +80,7 @@ def show_tuning(result: Any, records: Any, json: bool) -> None:
         )  # fmt: skip
     from muonlab.report.tables import tuning_table
 
-    _print(tuning_table(result, loss))
+    print_parts(tuning_table(result, loss))
 
 
 def show_price(plan: Any, price: Any, num_workers: int, json: bool) -> None:

@@ -3,15 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from muonlab.analyze.findings import Comparison, LossesAt, OptimizerFinding, Speedup
 from muonlab.records import Record
 from muonlab.records.evidence import Tuning
+from muonlab.report.layout import cell, clean, grid, spaced
 from muonlab.report.text import claim, is_undefined, is_withheld, plural, show
 
 __all__ = ["comparison_table", "record_table", "runs_table", "tuning_table"]
@@ -22,8 +21,8 @@ OK, BROKEN = Text("ok", style="green"), Text("BROKEN", style="bold red")
 
 def comparison_table(finding: Comparison) -> list[RenderableType]:
     """The finding, verdict first: what `compare` prints when the runs are done."""
-    return _spaced(
-        Text(_clean(finding.verdict) or "No verdict was drawn.", style="bold"),
+    return spaced(
+        Text(clean(finding.verdict) or "No verdict was drawn.", style="bold"),
         _optimizers(finding),
         *([_contrasts(finding)] if finding.contrasts else []),
         *([_paired(finding)] if finding.paired else []),
@@ -34,7 +33,7 @@ def comparison_table(finding: Comparison) -> list[RenderableType]:
 
 
 def _optimizers(finding: Comparison) -> Table:
-    table = _table(f"At {show(finding.horizon_tokens, 'tokens')} tokens, baseline {_clean(finding.baseline)}")
+    table = grid(f"At {show(finding.horizon_tokens, 'tokens')} tokens, baseline {clean(finding.baseline)}")
     table.add_column("optimizer", overflow="fold")
     table.add_column("final loss", no_wrap=True)
     table.add_column("tokens", no_wrap=True)
@@ -44,12 +43,12 @@ def _optimizers(finding: Comparison) -> Table:
     for name, optimizer in finding.optimizers.items():
         speedup = finding.speedup.get(name)
         table.add_row(
-            _cell(f"{name}\n({optimizer.optimizer})" if optimizer.fixed else name),
-            _cell(_loss_lines(optimizer)),
-            _cell("baseline" if name == finding.baseline else _tokens_lines(speedup)),
-            _cell("" if name == finding.baseline else _wall_lines(speedup)),
-            _cell(show(optimizer.wall_seconds, "seconds")),
-            _cell(_settings_lines(optimizer)),
+            cell(f"{name}\n({optimizer.optimizer})" if optimizer.fixed else name),
+            cell(_loss_lines(optimizer)),
+            cell("baseline" if name == finding.baseline else _tokens_lines(speedup)),
+            cell("" if name == finding.baseline else _wall_lines(speedup)),
+            cell(show(optimizer.wall_seconds, "seconds")),
+            cell(_settings_lines(optimizer)),
         )
     if not finding.optimizers:
         table.add_row(*("-" for _ in table.columns))
@@ -97,23 +96,23 @@ def _interval(low: float | None, high: float | None, kind: str = "bare") -> str:
 
 
 def _contrasts(finding: Comparison) -> Table:
-    table = _table(f"Final loss minus that of {_clean(finding.baseline)}, nats (negative is lower loss)")
+    table = grid(f"Final loss minus that of {clean(finding.baseline)}, nats (negative is lower loss)")
     for heading in ("optimizer", "difference", "95 % interval", "p", "resolvable", "judgement"):
         table.add_column(heading, overflow="fold")
     for name, test in finding.contrasts.items():
         table.add_row(
-            _cell(name),
-            _cell(show(test.difference_nats, "difference")),
-            _cell(_interval(test.low, test.high, "difference")),
-            _cell(show(test.p_value, "p")),
-            _cell(show(test.resolvable_nats, "loss")),
-            _cell("withheld" if is_withheld(finding) else test.judgement),
+            cell(name),
+            cell(show(test.difference_nats, "difference")),
+            cell(_interval(test.low, test.high, "difference")),
+            cell(show(test.p_value, "p")),
+            cell(show(test.resolvable_nats, "loss")),
+            cell("withheld" if is_withheld(finding) else test.judgement),
         )
     return table
 
 
 def _paired(finding: Comparison) -> Table:
-    table = _table("The same seed by seed; the bound (one-sided, 97.5 %) allows for tuning")
+    table = grid("The same seed by seed; the bound (one-sided, 97.5 %) allows for tuning")
     headings = ["optimizer", "pairs", "difference", "95 % interval", "correlation", "bound"]
     margin = next(iter(finding.paired.values())).margin_nats
     if margin is not None:
@@ -131,22 +130,22 @@ def _paired(finding: Comparison) -> Table:
             show(test.bound_nats, "difference"),
             claim(test),
         ]
-        table.add_row(*map(_cell, cells[: len(headings)]))
+        table.add_row(*map(cell, cells[: len(headings)]))
     return table
 
 
 def _horizons(finding: Comparison) -> Table:
-    table = _table("Final held-out losses, nats per token")
+    table = grid("Final held-out losses, nats per token")
     for heading in ("optimizer", "horizon", "mean", "95 % interval", "each seed"):
         table.add_column(heading, overflow="fold", ratio=1 if heading == "each seed" else None)
     for name, optimizer in finding.optimizers.items():
         for i, at in enumerate(optimizer.horizons):
             table.add_row(
-                _cell(name if i == 0 else ""),
-                _cell(show(at.horizon_tokens, "tokens")),
-                _cell(show(at.mean, "loss")),
-                _cell(_interval(at.low, at.high, "loss")),
-                _cell(_seed_losses(at)),
+                cell(name if i == 0 else ""),
+                cell(show(at.horizon_tokens, "tokens")),
+                cell(show(at.mean, "loss")),
+                cell(_interval(at.low, at.high, "loss")),
+                cell(_seed_losses(at)),
             )
     return table
 
@@ -157,19 +156,19 @@ def _seed_losses(at: LossesAt) -> str:
 
 def _checks(finding: Comparison) -> Table:
     broken = sum(not check.ok for check in finding.checks)
-    table = _table(f"Fairness checks: {plural(len(finding.checks), 'rule')}, {broken} broken")
+    table = grid(f"Fairness checks: {plural(len(finding.checks), 'rule')}, {broken} broken")
     table.add_column("rule", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("what was found", overflow="fold", ratio=1)
     for check in finding.checks:
-        table.add_row(_cell(check.name), OK if check.ok else BROKEN, _cell(check.detail))
+        table.add_row(cell(check.name), OK if check.ok else BROKEN, cell(check.detail))
     return table
 
 
 def _cost(finding: Comparison) -> str:
     failed = f", {finding.num_failed} failed" if finding.num_failed else ""
     tuned = "; ".join(
-        f"{_clean(name)} tuned with {plural(f.tuning_runs, 'run')}, {show(f.tuning_tokens, 'tokens')} tokens, "
+        f"{clean(name)} tuned with {plural(f.tuning_runs, 'run')}, {show(f.tuning_tokens, 'tokens')} tokens, "
         f"{'converged' if f.converged else 'stopped by the cap'}"
         for name, f in finding.optimizers.items()
     )
@@ -184,7 +183,7 @@ def runs_table(rows: Iterable[Mapping[str, Any]]) -> Table:
         "seed": "text", "final_loss": "loss", "wall_seconds": "seconds", "created": "text",
     }  # fmt: skip
     short = {"horizon_tokens": "tokens", "final_loss": "loss", "wall_seconds": "time"}
-    table = _table("")
+    table = grid("")
     table.padding = 0  # nine columns in 80 characters
     for name, kind in columns.items():
         justify = "left" if kind == "text" and name != "seed" else "right"
@@ -195,7 +194,7 @@ def runs_table(rows: Iterable[Mapping[str, Any]]) -> Table:
         shown = {name: show(row.get(name), kind) for name, kind in columns.items()}
         shown |= {"key": shown["key"][:KEY_LENGTH], "created": shown["created"][:10]}
         style = {"diverged": "yellow", "failed": "red"}.get(shown["outcome"], "")
-        table.add_row(*(_cell(text) for text in shown.values()), style=style)
+        table.add_row(*(cell(text) for text in shown.values()), style=style)
     if not table.rows:
         table.add_row(*("-" for _ in columns))
     return table
@@ -217,14 +216,14 @@ def record_table(record: Record) -> list[RenderableType]:
         **{name: show(value, "value") for name, value in record.environment.items()},
         "created": record.created or "-",
     }
-    table = _table("")
+    table = grid("")
     table.show_header = False
     table.add_column()
     table.add_column(overflow="fold", ratio=1)
     for name, text in rows.items():
         if name != "diverged at step" or record.outcome == "diverged":
-            table.add_row(_cell(name), _cell(text))
-    return _spaced(Text(f"run {record.key}", style="bold"), table, *([_cell(record.error)] if record.error else []))
+            table.add_row(cell(name), cell(text))
+    return spaced(Text(f"run {record.key}", style="bold"), table, *([cell(record.error)] if record.error else []))
 
 
 def tuning_table(
@@ -233,70 +232,49 @@ def tuning_table(
     """Best settings and their mean loss, then every move made or refused; with `losses` (by record key) the trials."""
     ended = "converged" if tuning.converged else "stopped by the cap on runs"
     head = (
-        f"{_clean(tuning.optimizer)} at {show(tuning.horizon_tokens, 'tokens')} tokens: {ended} after "
+        f"{clean(tuning.optimizer)} at {show(tuning.horizon_tokens, 'tokens')} tokens: {ended} after "
         f"{plural(tuning.num_runs, 'run')} ({show(tuning.tokens, 'tokens')} tokens)."
     )
     if loss is not None:
         head += f" Mean loss {show(loss, 'loss')}."
     if tuning.edges:
-        head += f" On an edge of its grid: {_clean(', '.join(tuning.edges))}."
+        head += f" On an edge of its grid: {clean(', '.join(tuning.edges))}."
     trials = [] if losses is None else [_trials(tuning, losses)]
-    return _spaced(Text(head, style="bold"), _best(tuning), _moves(tuning), *trials)
+    return spaced(Text(head, style="bold"), _best(tuning), _moves(tuning), *trials)
 
 
 def _best(tuning: Tuning) -> Table:
-    table = _table("Best settings")
+    table = grid("Best settings")
     table.add_column("coordinate", overflow="fold")
     table.add_column("value", overflow="fold")
     for name, value in tuning.best.items():
-        table.add_row(_cell(name), _cell(show(value, "value")))
+        table.add_row(cell(name), cell(show(value, "value")))
     return table
 
 
 def _moves(tuning: Tuning) -> Table:
-    table = _table(f"Moves: {sum(move.accepted for move in tuning.moves)} made of {len(tuning.moves)}")
+    table = grid(f"Moves: {sum(move.accepted for move in tuning.moves)} made of {len(tuning.moves)}")
     for heading in ("coordinate", "from -> to", "gain, nats", "seeds", "made", "reason"):
         table.add_column(heading, overflow="fold", ratio=1 if heading == "reason" else None)
     for move in tuning.moves:
         error = "" if is_undefined(move.standard_error) else f" +- {show(move.standard_error, 'loss')}"
         table.add_row(
-            _cell(move.coordinate),
-            _cell(f"{show(move.old, 'value')} -> {show(move.new, 'value')}"),
-            _cell(f"{show(move.gain, 'difference')}{error}"),
-            _cell(str(move.num_seeds)),
+            cell(move.coordinate),
+            cell(f"{show(move.old, 'value')} -> {show(move.new, 'value')}"),
+            cell(f"{show(move.gain, 'difference')}{error}"),
+            cell(str(move.num_seeds)),
             Text("yes", style="green") if move.accepted else Text("no"),
-            _cell(move.reason),
+            cell(move.reason),
         )
     return table
 
 
 def _trials(tuning: Tuning, losses: Mapping[str, float | None]) -> Table:
-    table = _table(f"Trials: {plural(len(tuning.trials), 'configuration')}, final loss of each seed")
+    table = grid(f"Trials: {plural(len(tuning.trials), 'configuration')}, final loss of each seed")
     table.add_column("settings", overflow="fold")
     table.add_column("losses", overflow="fold", ratio=1)
     for trial in tuning.trials:
         settings = ", ".join(f"{name} {show(value, 'value')}" for name, value in trial.settings.items())
         shown: Sequence[str] = [show(losses.get(key), "loss", "lost") for key in trial.keys]
-        table.add_row(_cell(settings), _cell(" ".join(shown)))
+        table.add_row(cell(settings), cell(" ".join(shown)))
     return table
-
-
-def _spaced(*parts: RenderableType) -> list[RenderableType]:
-    return [Padding(part, (1, 0, 0, 0)) for part in parts]
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=Text(title, style="bold") if title else None, title_justify="left", box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, expand=False, header_style="dim",
-    )  # fmt: skip
-
-
-def _cell(text: str) -> Text:
-    """Text, never markup: names come from users."""
-    return Text(_clean(text))
-
-
-def _clean(text: str) -> str:
-    """Without control characters but line feeds, so that no name can drive the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
