@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from inspect import cleandoc
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,8 @@ from muonlab.cli import options as opt
 from muonlab.cli.laboratory import print_json, users_code
 
 __all__ = ["optimizers"]
+
+WIDTHS = (76, 84, 96, 116)  # of docstrings: those of files, less the indentation
 
 
 def optimizers(
@@ -22,13 +25,13 @@ def optimizers(
     from muonlab.optim import catalog
 
     with users_code():
-        found = [_described(one) for one in ([name] if name else catalog.names())]
+        found = [_described(one) for one in (catalog.names() if name is None else [name])]
     if json:
         return print_json(found)
     from rich.console import Console
 
     console = Console()
-    for part in _in_full(found[0]) if name else _listed(found):
+    for part in _listed(found) if name is None else _in_full(found[0]):
         console.print(part)
 
 
@@ -76,19 +79,22 @@ def _docstring(cls: type) -> str:
 
 
 def _labelled(text: str, label: str) -> str:
-    """What stands under a label of a docstring, its lines kept.
+    """What stands under a label of a docstring, its lines joined where the next word had no room.
 
     >>> _labelled("Adds.\\n\\nMath     a\\n         b\\nSource   Euclid", "Math")
     'a\\nb'
     """
     lines = text.splitlines()
     begin = next((i for i, line in enumerate(lines) if line.startswith(f"{label} ")), len(lines))
-    taken = []
-    for i, line in enumerate(lines[begin:]):
-        if i and not line.startswith(" "):
+    width = next((width for width in WIDTHS if max(map(len, lines), default=0) <= width), 0)
+    found = "".join(lines[begin : begin + 1]).removeprefix(label).strip()
+    for before, line in pairwise(lines[begin:]):
+        if not line.strip() or line[0] != " ":
             break
-        taken.append(line.removeprefix(label).strip())
-    return "\n".join(taken)
+        word = line.split()[0]
+        anew = len(before) + 1 + len(word) <= width or word[0].isupper()
+        found += ("\n" if anew else " ") + line.strip()
+    return found
 
 
 def _listed(found: Iterable[Mapping[str, Any]]) -> Iterable[Any]:
@@ -116,8 +122,8 @@ def _in_full(one: Mapping[str, Any]) -> Iterable[Any]:
     about = _table("", "")
     about.show_header = False
     about.add_row("class", one["class"])
-    about.add_row("source", Text(one["source"]))
-    about.add_row("update", Text(one["update"]))
+    about.add_row("source", Text(one["source"] or "-"))
+    about.add_row("update", Text(one["update"] or "-"))
     for i, text in enumerate(one["differs"]):
         about.add_row("" if i else "differs", Text(text))
     about.add_row("companion", f"{one['companion']}, for all but hidden matrices" if one["companion"] else "-")
@@ -126,8 +132,9 @@ def _in_full(one: Mapping[str, Any]) -> Iterable[Any]:
     yield ""
     yield _hyperparameters(one["hyperparameters"])
     for title, source in (("starts", "start_source"), ("grids", "grid_source")):
-        yield ""
-        yield _sources(title, one["hyperparameters"], source)
+        if any(row[source] for row in one["hyperparameters"]):
+            yield ""
+            yield _sources(title, one["hyperparameters"], source)
     if one["settings"]:
         yield Text(f"\nAlso settable: {', '.join(one['settings'])}")
 

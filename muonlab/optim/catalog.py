@@ -51,6 +51,7 @@ CLASSES = (
 )
 CATALOG: dict[str, type[Engine]] = {cls.rule.name: cls for cls in CLASSES}
 RULES = {name: cls.rule for name, cls in CATALOG.items()}
+SPELLINGS = {spelling: name for name, cls in CATALOG.items() for spelling in (name, cls.__name__.lower())}
 Named = str | type[Engine]  # what stands for an optimizer: the name of one of ours or of a user's, or its class
 
 WEN = "Wen et al. 2025 (2509.02046), phase I"
@@ -99,9 +100,9 @@ def names() -> tuple[str, ...]:
 def locate(name: str, source: str = "", *, others: Iterable[str] = ()) -> OptimizerInfo:
     """What `name` names: one of ours, `module:Class` or `path/to/file.py:Class`; `others` are valid, too, in messages.
 
-    A hyphen may stand for an underscore in a name of ours. `source` is the file in which a canonical `stem:Class` was
-    found before; it wins over an importable module. A user's optimizer takes a step here, so that what is wrong with it
-    is found out.
+    In a name of ours case does not matter, a hyphen may stand for an underscore, and its class will do. `source` is the
+    file in which a canonical `stem:Class` was found before; it wins over an importable module. A user's optimizer takes
+    a step here, so that what is wrong with it is found out.
 
     Raises   UsageError that names the nearest valid name, or what is wrong with the user's file or class
     """
@@ -161,7 +162,7 @@ def optimizer_class(rule: type[Rule] | type[Engine]) -> type[Engine]:
 
 def _ours(name: str) -> str:
     """The name in the catalogue, or ""."""
-    return next((known for known in (name, name.replace("-", "_")) if known in CATALOG), "")
+    return SPELLINGS.get(name.lower().replace("-", "_"), "")
 
 
 def _find(name: str, source: str, others: Iterable[str] = ()) -> tuple[user_code.UserClass, type[Engine]]:

@@ -114,7 +114,10 @@ class Engine(torch.optim.Optimizer):
         self._rules: dict[int, tuple[list[Any], Rule]] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch; entries that are not 2-D are routed, unless `algorithm`, `use_muon` or `role` says it all."""
+        """As in torch; entries that are not 2-D are routed, unless `algorithm`, `use_muon` or `role` says it all.
+
+        To an optimizer of a model, or of pairs, give (name, parameter) pairs.
+        """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         if "params" not in param_group:
@@ -124,6 +127,7 @@ class Engine(torch.optim.Optimizer):
             raise TypeError("parameters of a group need an order that does not change between runs: use a list")
         group = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
         groups = [group]
+        self._check_named(group)
         told = {"algorithm", "use_muon", "use_fallback", "role"} & set(group)
         if self.companion is not None and not told and needs_routing(group["params"]):
             found, reasons = routed_groups(group["params"], None, self.rule)
@@ -136,6 +140,15 @@ class Engine(torch.optim.Optimizer):
         except Exception:
             del self.param_groups[before:]
             raise
+
+    def _check_named(self, group: Mapping[str, Any]) -> None:
+        named = "param_names" in group or any(isinstance(item, tuple) for item in group["params"])
+        if any(("param_names" in other) != named for other in self.param_groups):
+            given, wanted = ("with", "parameters alone") if named else ("without", "(name, parameter) pairs")
+            raise ValueError(  # in torch's words
+                "all optimizer param groups should be with/without names. "
+                f"cannot add param group {given} names to the optimizer: pass {wanted}"
+            )
 
     def _add_complete(self, group: dict[str, Any]) -> None:
         plain = all(isinstance(item[1] if isinstance(item, tuple) else item, Tensor) for item in group["params"])
@@ -299,6 +312,9 @@ class Engine(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; float32 state of half-precision parameters keeps its dtype, where torch rounds it.
+
+        torch's own name no optimizer: of its Adams another is refused by the keys of its groups, but a state of
+        torch.optim.Muon is taken by any optimizer with the same settings and a `momentum_buffer` alone.
 
         Raises   ValueError for what is no state dict of this optimizer, before anything changes
         """

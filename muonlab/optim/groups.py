@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from muonlab.errors import UsageError, unknown
-from muonlab.optim.blocks import check_split
+from muonlab.optim.blocks import check_split, num_blocks
 from muonlab.optim.routing import FUSED_HINT, UNNAMED, match_names, route, unwrapped
 from muonlab.optim.rule import Rule, declarations
 from muonlab.roles import Role
@@ -68,9 +68,16 @@ def routed_groups(
         {"params": params, "role": role.value, **dict(split)}
         for (role, *split), params in sorted(members.items(), key=lambda item: ORDER.index(item[0][0]))
     ]
+    if not named:
+        return groups, {}
     told = set().union(*matched.values()) if matched else set()
     reasons = {f.name: f.reason.removesuffix(FUSED_HINT) if f.name in told else f.reason for f in routes}
-    return groups, reasons if named else {}
+    if any(field.layout == "block" for field in rule.state.values()):
+        for group in groups:
+            for name, param in group["params"]:
+                count = num_blocks(tuple(param.shape), group)
+                reasons[name] += f"; {count} block{'s' * (count > 1)}"
+    return groups, reasons
 
 
 def _frozen(value: Any) -> Any:
@@ -165,6 +172,11 @@ def check_flags(settings: Mapping[str, Any]) -> None:
     compiled = settings.get("compile", False)
     if not isinstance(compiled, bool | str):
         raise TypeError(f"compile must be True, False or the name of a torch.compile backend, got {compiled!r}")
+    if isinstance(compiled, str):
+        from torch._dynamo import list_backends  # slow to import, and only needed here
+
+        if compiled not in list_backends(exclude_tags=()):  # those for debugging are taken, and not told
+            raise unknown("torch.compile backend", compiled, list_backends())
 
 
 def check_order(loaded: Sequence[Mapping[str, Any]], current: Sequence[Mapping[str, Any]]) -> None:
@@ -189,6 +201,19 @@ def refuse_unknown(group: Mapping[str, Any], rule: type[Rule]) -> None:
     for key in group:
         if key not in allowed:
             raise unknown(f"key of a param group of {rule.name}", key, allowed)
+
+
+def refuse_torchs(loaded: Mapping[str, Any], current: Mapping[str, Any], rule: type[Rule]) -> None:
+    """torch's groups name no optimizer, but its Adams are told by their keys: only RAdam has none of its own."""
+    if not {"amsgrad", "decoupled_weight_decay"} & set(loaded):
+        return
+    known = "amsgrad" in rule.unsupported if "amsgrad" in loaded else "momentum_decay" in loaded
+    if not known:
+        theirs = "Adam or AdamW" if "amsgrad" in loaded else "RAdam"
+        raise ValueError(f"loaded param group is for torch.optim.{theirs}, this one for {rule.name}")
+    coupled = loaded.get("decoupled_weight_decay") is False and loaded.get("weight_decay")
+    if coupled and current["decay"] != "coupled":
+        raise ValueError('loaded param group has weight decay in the gradient: make the optimizer with decay="coupled"')
 
 
 def refuse_unsupported(settings: Mapping[str, Any], rule: type[Rule]) -> None:
@@ -230,16 +255,19 @@ def adopt_group(
 ) -> dict[str, Any]:
     """A group from a state dict, with the keys that it lacks (an older release, torch's own) from the current group.
 
-    Raises   ValueError if it belongs to another rule, or its values cannot be
+    Raises   ValueError if it belongs to another rule, as far as it tells, or its values cannot be
     """
     for alias in ALIASES:
         loaded.pop(alias, None)
     expected = (current or loaded)["algorithm"]
+    named = "algorithm" in loaded
     if loaded.setdefault("algorithm", expected) != expected:
         raise ValueError(f"loaded param group is for {loaded['algorithm']}, this one for {expected}")
     mine = rule if expected == rule.name else companion
     strays = set().union(*(declarations(each) for each in (rule, companion) if each))  # schedulers write into any group
     refuse_unknown({key: value for key, value in loaded.items() if key not in strays}, mine)
+    if not named:
+        refuse_torchs(loaded, current, mine)
     for key, value in {**(current or {**FLAGS, **rule_defaults(mine)}), **mine.unsaid}.items():
         if key != "params":
             loaded.setdefault(key, value)

@@ -32,7 +32,7 @@ class MuonHyperballRule(OrthogonalRule):
 
     Math     w <- R normalised(w - lr R normalised(polar(momentum))), R the Frobenius norm of the first weight
     Units    lr is the tangent of the angle of a step, where direction and weight are orthogonal
-    Raises   UsageError at the first step for a weight that starts at zero
+    Raises   UsageError at the first step for a weight that starts at zero; it names the weight
     Source   Wen et al. 2026 (2606.16899), "Hyperball" (MuonH)
     """
 
@@ -64,7 +64,7 @@ class AdamHyperballRule(Rule):
 
     Math     w <- R normalised(w - lr R normalised(u)), u as AdamW, R the Frobenius norm of the first weight
     Units    lr is the tangent of the angle of a step, where direction and weight are orthogonal
-    Raises   UsageError at the first step for a weight that starts at zero
+    Raises   UsageError at the first step for a weight that starts at zero; it names the weight
     Source   Wen et al. 2026 (2606.16899), "Hyperball" (AdamH)
     """
 

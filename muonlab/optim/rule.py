@@ -65,7 +65,7 @@ def _frobenius(w: Tensor, shape: Shape) -> Tensor:
     norm = torch.linalg.vector_norm(w, dim=(-2, -1)).reshape(shape)
     if w.numel() and not norm.all():
         raise UsageError(
-            f"a matrix in a weight of shape {tuple(w.shape)} starts at zero, where a sphere has no radius: "
+            "a matrix in it starts at zero, where a sphere has no radius: "
             "initialise it at random, or leave it to the companion, by its role"
         )
     return norm

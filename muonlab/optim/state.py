@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muonlab.errors import UsageError
 from muonlab.optim.blocks import Block, blocks_of, num_blocks
 from muonlab.optim.rule import Rule, Shape, StateField
 
@@ -59,15 +60,27 @@ def _declared(
 
 
 def create(rule: Rule, ws: Sequence[Tensor], states: Sequence[dict[str, Any]], group: Mapping[str, Any]) -> None:
-    """Create whatever state is missing."""
+    """Create whatever state is missing.
+
+    Raises   UsageError for a weight that a state cannot start from; it names the parameter
+    """
     names = rule.active_state()
     for w, state in zip(ws, states, strict=True):
         if any(name not in state for name in names):
             for key, field, shape, block in _declared(names, w, group):
-                if key not in state:
+                if key in state:
+                    continue
+                try:
                     state[key] = _first(w, field, shape, block, state_dtype(rule, key, w, group))
+                except UsageError as error:
+                    raise UsageError(f"{_called(w, group)} of shape {tuple(w.shape)}: {error}") from error
         if "master" not in state and rounding_of(w, group) == "master":
             state["master"] = w.detach().to(torch.float32, copy=True)
+
+
+def _called(w: Tensor, group: Mapping[str, Any]) -> str:
+    at = next(i for i, p in enumerate(group["params"]) if p is w)
+    return group["param_names"][at] if group.get("param_names") else f"parameter {at} of its group"
 
 
 def advance(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from muonlab.optim.engine import Engine
 from muonlab.optim.rule import Rule
-from muonlab.testing.rules import first_state, run
+from muonlab.testing.rules import compares_runs, first_state, run
 
 __all__ = ["CLAUSES", "Subject"]
 
@@ -89,6 +89,7 @@ def descends(subject: Subject) -> None:
     assert min(losses[-3:]) < losses[0], f"the loss went from {losses[0]:.4g} to {losses[-1]:.4g}"
 
 
+@compares_runs
 def a_step_is_lr_times_what_the_rule_gives(subject: Subject) -> None:
     """The engine calls every stage, and applies the direction with the scale of its shape, as declared."""
     params = weights(1)
@@ -158,6 +159,7 @@ def a_step_that_is_not_finite_touches_nothing(subject: Subject) -> None:
     assert optimizer.num_skipped == 2, f"two steps were skipped, {optimizer.num_skipped} were counted"
 
 
+@compares_runs
 def the_order_of_parameters_is_irrelevant(subject: Subject) -> None:
     params = weights()
     twins = [nn.Parameter(p.detach().clone()) for p in params]
@@ -171,6 +173,7 @@ def the_order_of_parameters_is_irrelevant(subject: Subject) -> None:
     torch.testing.assert_close([p.detach() for p in params], [p.detach() for p in twins], atol=1e-4, rtol=1e-3)
 
 
+@compares_runs
 def a_saved_state_continues_bit_for_bit(subject: Subject) -> None:
     """Through torch.save and torch.load(weights_only=True)."""
 
@@ -186,6 +189,7 @@ def a_saved_state_continues_bit_for_bit(subject: Subject) -> None:
     _continues(subject, copied)
 
 
+@compares_runs
 def a_deep_copy_continues_bit_for_bit(subject: Subject) -> None:
     _continues(subject, lambda optimizer, params: copy.deepcopy((optimizer, params)))
 

@@ -8,11 +8,18 @@ from torch import Tensor
 
 from muonlab.optim.rule import Rule
 
-__all__ = ["CLAUSES", "first_state", "run", "sees_batches"]
+__all__ = ["CLAUSES", "COMPARING", "compares_runs", "first_state", "run", "sees_batches"]
 
 SHAPES = ((4, 6), (6, 4), (5, 5), (1, 3), (3, 1))
 SQUARE = ((5, 5), (6, 6))
+COMPARING: set[str] = set()  # clauses, see `compares_runs`
 State = dict[str, Tensor]
+
+
+def compares_runs(clause: Callable[..., None]) -> Callable[..., None]:
+    """Marks a clause that says nothing of what is not deterministic."""
+    COMPARING.add(clause.__name__)
+    return clause
 
 
 def first_state(rule: Rule, w: Tensor) -> State:
@@ -52,13 +59,22 @@ def _shapes(rule: Rule) -> tuple[tuple[int, ...], ...]:
     return SQUARE if any("basis" in name for name in rule.state) else SHAPES
 
 
-def _same(found: object, expected: object, rule: Rule, tolerance: float | None = None) -> None:
+def _same(found: object, expected: object, rule: Rule, tolerance: float | None = None, *, told: str = "") -> None:
+    """`told`: the likely cause of a difference."""
     atol = _rounding(rule) if tolerance is None else tolerance
-    torch.testing.assert_close(found, expected, atol=atol, rtol=max(1e-9, 0.1 * atol))
+    message = (lambda text: f"{told}: {text}") if told else None
+    torch.testing.assert_close(found, expected, atol=atol, rtol=max(1e-9, 0.1 * atol), msg=message)
 
 
+def _unseen(rule: Rule) -> str:
+    wider = '"rows" or "whole"' if rule.sees == "elements" else '"whole"'
+    return f'`local` seems to use more of a parameter than sees = "{rule.sees}" says, so say {wider}'
+
+
+@compares_runs
 def a_batch_equals_a_loop(rule: Rule) -> None:
     """Nothing of one matrix of a stack reaches another."""
+    told = "" if rule.is_matrix_rule() or not sees_batches(rule) else _unseen(rule)
     for shape in _shapes(rule):
         w = gradients((3, *shape), 1)[0]
         batched, single = first_state(rule, w), [first_state(rule, w[i]) for i in range(3)]
@@ -69,9 +85,10 @@ def a_batch_equals_a_loop(rule: Rule) -> None:
             u = r.local(g, w, batched, t) if sees_batches(rule) else torch.stack(us)
             together = r.finish(r.matrix(u, batched, t), w, batched, t)
             alone = [r.finish(r.matrix(us[i], single[i], t), w[i], single[i], t) for i in range(3)]
-            _same(together, torch.stack(alone), rule)
+            _same(together, torch.stack(alone), rule, told=told)
 
 
+@compares_runs
 def many_equal_one_after_the_other(rule: Rule) -> None:
     """`local_each` and `matrix_each` of parameters of several shapes."""
     shapes = _shapes(rule)
@@ -131,6 +148,16 @@ def is_deterministic(rule: Rule) -> None:
     assert torch.equal(before, torch.get_rng_state()), "the global generator was used"
 
 
+@compares_runs
+def the_step_number_is_counted_where_it_is_used(rule: Rule) -> None:
+    """With `step_count = "none"` every step of a parameter is number 0."""
+    if rule.step_count == "none":
+        g, w = gradients((5, 5), 2)
+        one, other = (run(rule, g, w, first_state(rule, w), t) for t in (1, 7))
+        assert torch.equal(one, other), 'it depends on t, which step_count = "none" leaves at 0: say "required"'
+
+
+@compares_runs
 def hyperparameters_may_be_tensors(rule: Rule) -> None:
     """As they are in a compiled step, where the step number is one, too."""
     w = gradients((5, 5), 1)[0]
@@ -179,6 +206,7 @@ def keeps_the_dtype(rule: Rule) -> None:
         assert d.dtype == g.dtype and d.isfinite().all(), f"a bfloat16 gradient gave a direction in {d.dtype}"
 
 
+@compares_runs
 def lr_and_decay_never_reach_the_mathematics(rule: Rule) -> None:
     values = {field.name: getattr(rule, field.name) for field in fields(rule)}
     other = {"lr": 0.7} | ({} if rule.application == "sphere" else {"weight_decay": 0.9})
@@ -189,6 +217,7 @@ def lr_and_decay_never_reach_the_mathematics(rule: Rule) -> None:
         assert torch.equal(one, two), "the direction depends on lr or weight_decay, which are the engine's"
 
 
+@compares_runs
 def local_sees_no_more_than_it_says(rule: Rule) -> None:
     """An element-wise rule on half of the rows, or of the columns, gives half of what it gives on all."""
     if rule.sees == "whole":
@@ -202,10 +231,10 @@ def local_sees_no_more_than_it_says(rule: Rule) -> None:
             r = rule.at(t)
             expected = cut(r.local(g, w, whole, t))
             found = r.local(cut(g).contiguous(), cut(w).contiguous(), part, t)
-            _same(found, expected, rule, 1e-12)
+            _same(found, expected, rule, 1e-12, told=_unseen(rule))
         for name in names:
             if rule.state[name].layout == "param":
-                _same(part[name], cut(whole[name]), rule, 1e-12)
+                _same(part[name], cut(whole[name]), rule, 1e-12, told=_unseen(rule))
 
 
 def is_declared(rule: Rule) -> None:
@@ -233,6 +262,7 @@ CLAUSES: Mapping[str, Callable[[Rule], None]] = {
         every_state_tensor_moves,
         lr_and_decay_never_reach_the_mathematics,
         local_sees_no_more_than_it_says,
+        the_step_number_is_counted_where_it_is_used,
         hyperparameters_may_be_tensors,
         many_equal_one_after_the_other,
         a_batch_equals_a_loop,

@@ -107,9 +107,10 @@ def test_a_mistyped_name_is_one_line(folder):
     said = folder("optimizers", "muno").said()
     assert said.startswith("unknown optimizer 'muno': did you mean 'muon'?")
     assert "unknown optimizer" in folder("optimizers", "muno", "--json").said()
+    assert folder("optimizers", "").said().startswith("unknown optimizer ''")
 
 
-OWN = """
+OWN = '''
 from dataclasses import dataclass
 from typing import ClassVar
 from muonlab.optim import Rule, hp
@@ -118,13 +119,20 @@ print("imported")
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(Rule):
+    """The gradient.
+
+    Math     m <- g, which is said here at such great length that it
+             takes-two-lines
+             u = m
+    """
+
     name: ClassVar[str] = "plain"
     lr: float = hp(0.1, grid=(0.05, 0.1, 0.2), low=0.0)
     weight_decay: float = hp(0.0, low=0.0)
 
     def local(self, g, w, state, t):
         return g.clone()
-"""
+'''
 
 
 def test_one_of_a_users_own(folder):
@@ -132,11 +140,14 @@ def test_one_of_a_users_own(folder):
     done = folder("optimizers", "own.py:Plain", "--json")
     assert done.code == 0 and "imported" in done.err, done
     (one,) = done.json
-    assert (one["name"], one["summary"], one["state_bytes_per_parameter"]) == ("own:Plain", "", 0)
+    assert (one["name"], one["summary"], one["state_bytes_per_parameter"]) == ("own:Plain", "The gradient.", 0)
+    assert one["update"] == "m <- g, which is said here at such great length that it takes-two-lines\nu = m"
     assert [h["start"] for h in one["hyperparameters"]] == [0.1, 0.0]
     shown = folder("optimizers", "own.py:Plain")
     assert shown.code == 0 and "opt.lr" in shown.out and "imported" not in shown.out
+    assert "starts" in shown.out and "grids" not in shown.out  # nobody is named as the source of one
 
 
-def test_a_hyphen_may_stand_for_an_underscore(folder, document):
-    assert folder("optimizers", "adam-mini", "--json").json == [one for one in document if one["name"] == "adam_mini"]
+@pytest.mark.parametrize("written", ["adam-mini", "Adam_Mini", "AdamMini"])
+def test_a_name_may_be_written_otherwise(folder, document, written):
+    assert folder("optimizers", written, "--json").json == [one for one in document if one["name"] == "adam_mini"]

@@ -137,6 +137,13 @@ def test_a_hyphen_may_stand_for_an_underscore() -> None:
 
 
 @pytest.mark.parametrize("name", catalog.names())
+def test_case_does_not_matter_and_a_class_may_be_named(name: str) -> None:
+    for written in (name.upper(), name.title(), catalog.get(name).__name__):
+        assert catalog.locate(written).name == name and catalog.get(written) is catalog.get(name)
+        assert catalog.numerics_version(written) == catalog.numerics_version(name)
+
+
+@pytest.mark.parametrize("name", catalog.names())
 def test_a_class_stands_for_its_name(name: str) -> None:
     cls = catalog.get(name)
     assert catalog.get(cls) is cls and catalog.optimizer_class(cls) is cls and catalog.optimizer_class(cls.rule) is cls

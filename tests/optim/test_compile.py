@@ -222,6 +222,12 @@ def test_a_compile_setting_that_cannot_be_is_refused(value) -> None:
         muonlab.SGD(weights(1), compile=value)
 
 
+def test_a_backend_that_is_not_there_is_refused_at_construction() -> None:
+    with pytest.raises(ValueError, match=r"backend 'inducter': did you mean 'inductor'") as error:
+        muonlab.SGD(weights(1), compile="inducter")
+    assert "\n" not in str(error.value)
+
+
 def test_where_compilation_is_disabled_the_step_is_taken_all_the_same() -> None:
     code = (
         "import torch, warnings\n"

@@ -182,3 +182,17 @@ def test_class_can_be_rebuilt_from_its_defaults(cls, arguments) -> None:
     optimizer = cls(weights(1), **arguments)
     again = type(optimizer)(weights(1), **optimizer.defaults)
     assert repr(again) == repr(optimizer)
+
+
+@each
+def test_a_group_has_names_where_the_others_have(cls, arguments) -> None:
+    """Refused before the routing of anything."""
+    w, b = weights(1, seed=1)[0], nn.Parameter(torch.ones(4))
+    for first, second, wanted in (
+        ([("w", w)], [b], r"without names to the optimizer: pass \(name, parameter\) pairs"),
+        ([w], [("b", b)], "with names to the optimizer: pass parameters alone"),
+    ):
+        optimizer = cls(first, **arguments)
+        with pytest.raises(ValueError, match=wanted):
+            optimizer.add_param_group({"params": second})
+        assert len(optimizer.param_groups) == 1

@@ -215,3 +215,19 @@ def test_explain_follows_the_schedule() -> None:
     assert "0.1 spectral norm" in optimizer.explain()
     optimizer.param_groups[0]["lr"] = 0.05
     assert "0.05 spectral norm" in optimizer.explain()
+
+
+def test_explain_tells_the_number_of_blocks_of_adam_mini() -> None:
+    optimizer = muonlab.AdamMini(small_model(), num_heads={"2.weight": 4})
+    rows = {line.split("  ")[0]: line for line in optimizer.explain().splitlines()[1:]}
+    found = {name: len(optimizer.state[p]["exp_avg_sq"]) for name, p in stepped(optimizer)}
+    assert found == {"0.weight": 8, "2.weight": 4, "4.weight": 3, "0.bias": 1, "2.bias": 1, "4.bias": 1}
+    for name, count in found.items():
+        assert f"; {count} block{'s' * (count > 1)}  " in rows[name]
+
+
+def stepped(optimizer) -> list[tuple[str, Tensor]]:
+    """Names and parameters, after a step."""
+    found = [pair for g in optimizer.param_groups for pair in zip(g["param_names"], g["params"], strict=True)]
+    steps(optimizer, [p for _, p in found], [0])
+    return found

@@ -224,3 +224,31 @@ def test_state_follows_a_parameter_that_changes_its_memory_format(cls, arguments
         optimizer.step()
         other.step()
     torch.testing.assert_close(w.detach().contiguous(), twin.detach(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name,ours", [("AdamW", "adamw"), ("NAdam", "nadamw"), ("RAdam", None)])
+def test_a_state_of_another_adam_of_torchs_is_refused(name: str, ours: str | None) -> None:
+    """They have the same state, and no name: the keys of their groups tell them apart."""
+    params = weights(1)
+    theirs = getattr(torch.optim, name)(params)
+    steps(theirs, params, [0])
+    for cls in (muonlab.AdamW, muonlab.NAdamW, muonlab.CautiousAdamW, muonlab.ADOPT):
+        optimizer = cls(params)
+        if cls.rule.name == ours:
+            optimizer.load_state_dict(theirs.state_dict())
+            continue
+        with pytest.raises(ValueError):
+            optimizer.load_state_dict(theirs.state_dict())
+
+
+def test_a_state_of_torchs_adam_brings_its_kind_of_decay() -> None:
+    params = weights(1)
+    theirs = torch.optim.Adam(params, weight_decay=0.1)
+    steps(theirs, params, [0])
+    with pytest.raises(ValueError, match='decay="coupled"'):
+        muonlab.AdamW(params).load_state_dict(theirs.state_dict())
+    optimizer = muonlab.AdamW(params, decay="coupled")
+    optimizer.load_state_dict(theirs.state_dict())
+    again = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(again)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1

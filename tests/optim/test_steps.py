@@ -22,6 +22,7 @@ from stepping import (
 from torch import nn
 
 import muonlab
+from muonlab.errors import UsageError
 from muonlab.optim import update as update_module
 
 
@@ -241,3 +242,15 @@ def test_parameters_of_different_age_keep_their_own_step() -> None:
         other.step()
     for a, b in zip(params, twins, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("cls", [muonlab.MuonHyperball, muonlab.AdamHyperball])
+def test_a_weight_without_a_sphere_is_named(cls) -> None:
+    """The second of its group starts at zero."""
+    w, zero = weights(1)[0], nn.Parameter(torch.zeros(6, 4))
+    for params, name in (([("a.w", w), ("b.w", zero)], "b.w"), ([w, zero], "parameter 1 of its group")):
+        optimizer = cls(params)
+        fill_gradients([w, zero], 0)
+        with pytest.raises(UsageError) as error:
+            optimizer.step()
+        assert str(error.value).startswith(f"{name} of shape (6, 4): a matrix in it starts at zero, where a sphere")

@@ -123,6 +123,13 @@ class StepNumberLookedUp:
         return self.average(g, state) * {1: 10.0}.get(t, 1.0)
 
 
+class StepNumberUncounted:
+    step_count = "none"
+
+    def local(self, g, w, state, t):
+        return self.average(g, state) * (1 + t)
+
+
 class FirstOfManyForgotten:
     def local_each(self, gs, ws, states, t):
         found = [self.local(g, w, state, t) for g, w, state in zip(gs, ws, states, strict=True)]
@@ -161,14 +168,19 @@ ONLY = {  # fault -> the clauses that it breaks
     StepOfAConstant: {"is_finite_at_extreme_scales", "gradients_of_zero_move_nothing_without_decay"},
     WrongDtype: {"keeps_the_dtype", "a_step_is_lr_times_what_the_rule_gives"},
     StepNumberLookedUp: {"hyperparameters_may_be_tensors"},
+    StepNumberUncounted: {
+        "the_step_number_is_counted_where_it_is_used",
+        "a_step_is_lr_times_what_the_rule_gives",
+    },
     FirstOfManyForgotten: {"many_equal_one_after_the_other", "the_order_of_parameters_is_irrelevant"},
     StateForNothing: {"every_state_tensor_moves"},
     Unbounded: {"bad_values_are_refused_at_construction"},
     MatricesAlone: {"routes_a_model"},
+    GlobalGenerator: {"is_deterministic"},
+    Mistyped: {"points_along_the_gradient"},
 }
 AMONG_OTHERS = {
     GradientWritten: {"writes_only_its_state_and_returns_none_of_it", "gradients_are_never_written"},
-    GlobalGenerator: {"is_deterministic"},
 }
 
 
@@ -267,10 +279,29 @@ def test_a_failure_is_one_line_and_all_of_them_are_raised_at_once() -> None:
     assert found[0].reason == "the first direction for a gradient of shape (4, 6) points away from it"
 
 
-def test_what_a_rule_raises_is_reported_with_its_line() -> None:
-    reason = dict(check(rule(Mistyped), raises=False))["points_along_the_gradient"]
+def test_what_a_rule_raises_is_reported_once_with_its_line() -> None:
+    ((_, reason),) = check(rule(Mistyped), raises=False)
     line = Mistyped.local.__code__.co_firstlineno + 1
-    assert reason == f"{__file__}, line {line}: KeyError: 'exp_avg'"
+    end = "; again in is_finite_at_extreme_scales, so nothing else was asked"
+    assert reason == f"{__file__}, line {line}: KeyError: 'exp_avg'{end}"
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        (NormOverAllInLocal, 'more of a parameter than sees = "elements" says, so say "rows" or "whole": Tensor-likes'),
+        (StepNumberUncounted, 'depends on t, which step_count = "none" leaves at 0'),
+        (GlobalGenerator, f"two runs differ; the {len(rules.COMPARING)} clauses that compare two runs were skipped"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_the_likely_cause_is_named(fault: type, cause: str) -> None:
+    assert cause in check(rule(fault), raises=False)[0].reason
+
+
+def test_a_leak_between_matrices_is_not_blamed_on_what_local_sees() -> None:
+    ((_, reason),) = check(rule(LeakInTheMatrixStage), raises=False)
+    assert "sees" not in reason
 
 
 def undecorated() -> type[Rule]:
