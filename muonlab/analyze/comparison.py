@@ -32,7 +32,7 @@ from muonlab.analyze.wallclock import Rate, cost_rate
 from muonlab.records import Record
 from muonlab.records.evidence import Arm, Cell, Evidence
 
-__all__ = ["compare", "final_losses"]
+__all__ = ["REACH", "arm_losses", "cell_contrast", "cell_noise", "compare", "final_losses"]
 
 Records = Mapping[str, Record]
 REACH = 1.1  # a fitted law that smooths noise may be read this far beyond the baseline's horizons; ours
@@ -48,7 +48,7 @@ def compare(evidence: Evidence, records: Records) -> Comparison:
     challengers = {name: arm for name, arm in arms.items() if arm is not baseline}
     speedups = {name: _speedup(arm, baseline, horizon, records) for name, arm in challengers.items()}
     contrasts = {
-        name: _contrast(arm.cell(horizon), baseline.cell(horizon), records) for name, arm in challengers.items()
+        name: cell_contrast(arm.cell(horizon), baseline.cell(horizon), records) for name, arm in challengers.items()
     }
     paired_tests = {
         name: _paired(arm.cell(horizon), baseline.cell(horizon), evidence.margin_nats, records)
@@ -82,7 +82,7 @@ def final_losses(cell: Cell, records: Records) -> list[float]:
     return [loss for loss in losses if loss is not None]
 
 
-def _noise(cell: Cell, records: Records) -> Noise:
+def cell_noise(cell: Cell, records: Records) -> Noise:
     """Between seeds at one horizon: final runs and the tuning runs of the chosen settings, which had other seeds."""
     tuning = cell.tuning
     tried = [
@@ -95,7 +95,7 @@ def _noise(cell: Cell, records: Records) -> Noise:
 
 def _optimizer(arm: Arm, horizon_tokens: int, records: Records) -> OptimizerFinding:
     cell = arm.cell(horizon_tokens)
-    noise = _noise(cell, records)
+    noise = cell_noise(cell, records)
     losses = final_losses(cell, records)
     runs = [records[key] for key in cell.keys]
     steps = [run.step_seconds for run in runs if run.step_seconds is not None]
@@ -122,7 +122,7 @@ def _optimizer(arm: Arm, horizon_tokens: int, records: Records) -> OptimizerFind
 
 def _losses_at(cell: Cell, records: Records) -> LossesAt:
     losses = final_losses(cell, records)
-    low, high = mean_interval(losses, _noise(cell, records))
+    low, high = mean_interval(losses, cell_noise(cell, records))
     return LossesAt(
         horizon_tokens=cell.horizon_tokens,
         seeds=tuple(records[key].spec.seed for key in cell.keys),
@@ -135,28 +135,29 @@ def _losses_at(cell: Cell, records: Records) -> LossesAt:
     )
 
 
-def _contrast(challenger: Cell, baseline: Cell, records: Records) -> Contrast:
+def cell_contrast(challenger: Cell, baseline: Cell, records: Records) -> Contrast:
+    """The final losses of one cell against those of another."""
     ours, theirs = (final_losses(cell, records) for cell in (challenger, baseline))
-    return contrast(ours, theirs, (_noise(challenger, records), _noise(baseline, records)))
+    return contrast(ours, theirs, (cell_noise(challenger, records), cell_noise(baseline, records)))
 
 
 def _paired(challenger: Cell, baseline: Cell, margin_nats: float | None, records: Records) -> Paired:
     cells = (challenger, baseline)
     ours, theirs = ({records[key].spec.seed: run_loss(records[key]) for key in cell.keys} for cell in cells)
-    tuning = math.hypot(*(tuning_spread(cell.tuning, records, _noise(cell, records)) for cell in cells))
+    tuning = math.hypot(*(tuning_spread(cell.tuning, records, cell_noise(cell, records)) for cell in cells))
     return paired(ours, theirs, margin_nats=margin_nats, tuning_nats=finite(tuning))
 
 
 def _fittable(arm: Arm, records: Records) -> list[Cell]:
     """The cells whose mean has a known error."""
-    return [c for c in arm.cells if final_losses(c, records) and _noise(c, records).degrees >= 1]
+    return [c for c in arm.cells if final_losses(c, records) and cell_noise(c, records).degrees >= 1]
 
 
 def _law(baseline: Arm, records: Records) -> dict[str, float] | None:
     cells = _fittable(baseline, records)
     if len(cells) < 3:
         return None
-    losses = _arm_losses(cells, records)
+    losses = arm_losses(cells, records)
     law = fit_data_law(losses.tokens, np.asarray(losses.means), losses.variances)
     return {"a": float(law.a), "b": float(law.b), "exponent": float(law.exponent), "scale_tokens": law.scale}
 
@@ -180,7 +181,7 @@ def _speedup(arm: Arm, baseline: Arm, horizon_tokens: int, records: Records) -> 
     if not inside:
         return _bound(cells, challenger, means, rate, records)
     cell = inside[-1]
-    point, low, high = bootstrap_speedup(_arm_losses(cells, records), _arm_losses([cell], records))
+    point, low, high = bootstrap_speedup(arm_losses(cells, records), arm_losses([cell], records))
     reached = point * cell.horizon_tokens
     within = cells[0].horizon_tokens / REACH <= reached <= cells[-1].horizon_tokens * REACH
     flag = "extrapolated" if math.isfinite(point) and not within else ""
@@ -215,14 +216,15 @@ def _with_wall(
     )  # fmt: skip
 
 
-def _arm_losses(cells: Sequence[Cell], records: Records) -> ArmLosses:
+def arm_losses(cells: Sequence[Cell], records: Records) -> ArmLosses:
+    """What the bootstrap needs of the cells of one optimizer, from the shortest."""
     losses = [final_losses(cell, records) for cell in cells]
     main = max(range(len(cells)), key=lambda i: len(cells[i].tuning.trials))
     return ArmLosses(
         tokens=[cell.horizon_tokens for cell in cells],
         means=[float(np.mean(group)) for group in losses],
         num_seeds=[len(group) for group in losses],
-        noises=[_noise(cell, records) for cell in cells],
+        noises=[cell_noise(cell, records) for cell in cells],
         selection=selection(cells[main].tuning, records),
         main=main,
         shared=shared_fraction(np.array(losses)) if len({len(group) for group in losses}) == 1 else 0.0,

@@ -21,6 +21,7 @@ __all__ = [
     "Slice",
     "SlicePoint",
     "Speedup",
+    "SpeedupRow",
 ]
 
 Judgement = Literal["better", "worse", "unresolved", "withheld"]
@@ -113,6 +114,24 @@ class Speedup:
     flag: str  # "", "censored" (tokens is a bound), "extrapolated" or "undefined"
     horizon_tokens: int  # of the challenger
     bound: str = ""  # ">" or "<" where censored
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedupRow:
+    """How many times its tokens the baseline would need for the loss of one optimizer at one size and length."""
+
+    optimizer: str
+    size: str
+    params: float | None
+    tokens: float
+    loss: float | None
+    num_seeds: int
+    num_configurations: int  # tried, of which the best is shown
+    speedup: float | None  # None: the loss lies at or below the floor of the baseline's law, or there is no law
+    low: float | None  # 95 % interval
+    high: float | None
+    flag: str  # "", "extrapolated" (beyond the baseline's lengths), "undefined"
+    judgement: Judgement | None = None  # None: not asked, as no final losses are tested
 
 
 @dataclass(frozen=True, kw_only=True)

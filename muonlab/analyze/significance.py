@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from muonlab.analyze.findings import Check, Contrast, Judgement, Paired, Speedup
+from muonlab.analyze.findings import Check, Contrast, Judgement, Paired, Speedup, SpeedupRow
 
 __all__ = [
     "KNOWN",
@@ -17,6 +17,7 @@ __all__ = [
     "contrast",
     "judge",
     "judge_no_worse",
+    "ladder_verdict",
     "mean_interval",
     "paired",
     "pooled_noise",
@@ -218,6 +219,28 @@ def verdict(
     sentences = [_sentence(name, baseline, contrasts[name], speedups[name], timed) for name in contrasts]
     sentences += [_margin_sentence(name, baseline, test) for name, test in paired.items() if test.no_worse is not None]
     return " ".join(sentences)
+
+
+def ladder_verdict(baseline: str, rows: Sequence[SpeedupRow], checks: Sequence[Check]) -> str:
+    """One sentence per challenger: at how many sizes and lengths it is better, and how the speedup runs; or why not."""
+    broken = withheld(checks)
+    if broken:
+        return f"Verdict withheld: {'; '.join(f'{check.name}: {check.detail}' for check in broken)}"
+    names = dict.fromkeys(row.optimizer for row in rows)
+    return " ".join(_ladder_sentence(name, baseline, [row for row in rows if row.optimizer == name]) for name in names)
+
+
+def _ladder_sentence(name: str, baseline: str, rows: Sequence[SpeedupRow]) -> str:
+    counts = {kind: sum(row.judgement == kind for row in rows) for kind in ("better", "worse")}
+    resolved = [f"{kind} at {count}" for kind, count in counts.items() if count] or ["resolved at none"]
+    ends = [_place(row) for row in (rows[0], rows[-1]) if row.speedup is not None]
+    course = f": {' to '.join(ends)}" if ends else ""
+    return f"{name} against tuned {baseline}: {', '.join(resolved)} of {len(rows)} sizes and lengths{course}."
+
+
+def _place(row: SpeedupRow) -> str:
+    outside = ", extrapolated" if row.flag == "extrapolated" else ""
+    return f"{_factor('', row.speedup, row.low, row.high)} at {row.size} and {row.tokens:,.0f} tokens{outside}"
 
 
 def _sentence(name: str, baseline: str, test: Contrast, speedup: Speedup, timed: bool) -> str:

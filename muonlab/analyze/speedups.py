@@ -9,34 +9,18 @@ from typing import Any
 import numpy as np
 
 from muonlab.analyze.comparison import REACH
+from muonlab.analyze.findings import SpeedupRow
 from muonlab.analyze.runs import Cell, Run, best_cells, final, seed_noise
 from muonlab.analyze.scaling import JointLaw, fit_joint_law, redrawn_joint_laws
 from muonlab.analyze.significance import LEVEL, Noise
 from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap_speedup, finite, fit_data_law
 from muonlab.errors import UsageError, unknown
 
-__all__ = ["At", "Extrapolation", "SpeedupRow", "SpeedupTable", "speedup_table"]
+__all__ = ["At", "Extrapolation", "SpeedupTable", "speedup_table"]
 
 TOKENS_PER_PARAM = 20  # 1x Chinchilla [Hoffmann et al. 2022]
 MIN_LENGTHS = 3  # of the baseline, to fit a law
 SINGLE = Selection(means=(0.0,), num_seeds=(1,))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedupRow:
-    """How many times its tokens the baseline would need for the loss of one optimizer at one size and length."""
-
-    optimizer: str
-    size: str
-    params: float | None
-    tokens: float
-    loss: float
-    num_seeds: int
-    num_configurations: int  # tried, of which the best is shown
-    speedup: float | None  # None: the loss lies at or below the floor of the baseline's law, or there is no law
-    low: float | None  # 95 % interval
-    high: float | None
-    flag: str  # "", "extrapolated" (beyond the baseline's lengths), "undefined"
 
 
 @dataclass(frozen=True, kw_only=True)

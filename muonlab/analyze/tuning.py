@@ -1,17 +1,19 @@
 """What a tuning saw: slices through the chosen settings, what it chose from, and how much luck was in it."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from muonlab.analyze.findings import Slice, SlicePoint
-from muonlab.analyze.significance import Noise
+from muonlab.analyze.sensitivity import Tried
+from muonlab.analyze.significance import Noise, pooled_noise
 from muonlab.analyze.speedup import Selection
 from muonlab.records import Record
 from muonlab.records.evidence import Trial, Tuning
 from muonlab.records.spec import Value
 
-__all__ = ["run_loss", "selection", "slices", "trial_losses", "tuning_spread"]
+__all__ = ["run_loss", "selection", "slices", "trial_losses", "tried", "tuning_spread"]
 
 Records = Mapping[str, Record]
 
@@ -93,6 +95,18 @@ def _curvature(line: Slice) -> float:
     if len(around) < 3 or None in around:
         return 0.0
     return max(0.0, (around[0] + around[2]) / 2 - around[1])
+
+
+def tried(tuning: Tuning, records: Records) -> list[Tried]:
+    """The configurations of a tuning, with the noise of one run pooled over all of them."""
+    groups = [list(trial_losses(trial, records).values()) for trial in tuning.trials]
+    noise = pooled_noise([[loss for loss in group if loss is not None] for group in groups])
+    error = float(np.sqrt(noise.variance)) if noise.degrees else 0.0
+    means = [math.inf if None in group else float(np.mean(group)) for group in groups]
+    return [
+        Tried(trial.settings, mean, error / math.sqrt(len(group)))
+        for trial, mean, group in zip(tuning.trials, means, groups, strict=True)
+    ]
 
 
 def tuning_spread(tuning: Tuning, records: Records, noise: Noise) -> float:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import muonlab
-from muonlab.cli import bench, doctor, optimizers, runs, scaling, single, studies
+from muonlab.cli import audit, bench, doctor, ladder, optimizers, runs, scaling, single, studies
 
 __all__ = ["app"]
 
@@ -25,8 +25,10 @@ app.command("train")(single.train)
 app.command("optimizers")(optimizers.optimizers)
 app.command("bench")(bench.bench)
 app.command("report")(studies.report)
+app.command("ladder")(ladder.ladder)
 app.command("speedup")(scaling.speedup)
 app.command("fit")(scaling.fit)
+app.command("audit")(audit.audit)
 app.add_typer(runs.app, name="runs")
 app.command("doctor")(doctor.doctor)
 

@@ -9,7 +9,7 @@ from typing import Any
 from muonlab.cli.laboratory import resolve_device
 from muonlab.errors import UsageError
 
-__all__ = ["check_out", "command_line", "names", "paths", "values"]
+__all__ = ["check_out", "command_line", "names", "numbers", "paths", "values"]
 
 FLAGS = {  # also in files
     "tokens": "horizon_tokens",
@@ -49,6 +49,17 @@ def values(
 
 def names(text: str | None) -> tuple[str, ...] | None:
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text is not None else None
+
+
+def numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+    """Comma-separated numbers.
+
+    Raises   UsageError for anything else
+    """
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip()) if text is not None else None
+    except ValueError:
+        raise UsageError(f"{flag} wants numbers with commas between, got {text!r}") from None
 
 
 def paths(paths: list[Path] | None) -> tuple[str, ...] | None:

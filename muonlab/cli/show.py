@@ -1,6 +1,7 @@
 """Showing what a study gave: a table or JSON on stdout, a page in a file."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,13 @@ def show_tuning(result: Any, records: Any, json: bool) -> None:
     print_parts(tuning_table(result, loss))
 
 
-def show_price(plan: Any, price: Any, num_workers: int, json: bool) -> None:
+def show_price(price: Any, num_workers: int, json: bool) -> None:
+    """What a study would take, by the time of a few steps of each kind of run."""
     from muonlab.train.price import estimate_seconds
 
     try:
         with users_code():
-            seconds = [estimate_seconds(spec) / spec.horizon_tokens for spec in plan.bases.values()]
-        rate = num_workers * len(seconds) / sum(seconds)
+            rates = [estimate_seconds(part.spec) / part.spec.horizon_tokens / num_workers for part in price.parts]
     except UsageError:
         raise
     except Exception as error:
@@ -98,8 +99,8 @@ def show_price(plan: Any, price: Any, num_workers: int, json: bool) -> None:
         "runs": {"least": price.least_runs, "most": price.most_runs},
         "tokens": {"least": int(price.least_tokens), "most": int(price.most_tokens)},
         "seconds": {
-            "least": round(price.least_tokens / rate + price.least_runs * RUN_SECONDS / num_workers),
-            "most": round(price.most_tokens / rate + price.most_runs * RUN_SECONDS / num_workers),
+            "least": _seconds(rates, [p.least_tokens for p in price.parts], price.least_runs, num_workers),
+            "most": _seconds(rates, [p.most_tokens for p in price.parts], price.most_runs, num_workers),
         },
         "workers": num_workers,
     }
@@ -110,6 +111,11 @@ def show_price(plan: Any, price: Any, num_workers: int, json: bool) -> None:
         least, most = (text.format(x) if text else _duration(x) for x in (ends["least"], ends["most"]))
         print(f"{name:8} {least:>16} to at most {most}" + (f", with {num_workers} workers" if not text else ""))
     print("The first figure is a tuning without extended grids or added seeds; what the store already has is not run.")
+
+
+def _seconds(rates: Sequence[float], tokens: Sequence[float], num_runs: int, num_workers: int) -> int:
+    training = sum(rate * count for rate, count in zip(rates, tokens, strict=True))
+    return round(training + num_runs * RUN_SECONDS / num_workers)
 
 
 def _duration(seconds: float) -> str:

@@ -135,7 +135,7 @@ def tune(
     price = plan.price(final_runs=False)
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
     if dry_run:
-        return show_price(plan, price, laboratory.num_workers, json)
+        return show_price(price, laboratory.num_workers, json)
     name = plan.rules.baseline
     result, outcome = laboratory.run(
         protocol(plan.bases[name], plan.spaces[name], plan.rules.tuning), price.likely_tokens
@@ -198,7 +198,7 @@ def _compare(chosen: dict[str, Any], laboratory: Laboratory, out: Path, json: bo
         plan = plan_comparison(config)
     price = plan.price()
     if dry_run:
-        return show_price(plan, price, laboratory.num_workers, json)
+        return show_price(price, laboratory.num_workers, json)
     check_out(out)
     command = command_line()
     asked = {**config.model_dump(mode="json"), "conventions": plan.conventions, "command": command}

@@ -10,7 +10,7 @@ from typing import Any
 
 from muonlab.records.spec import Value
 
-__all__ = ["Arm", "Cell", "Evidence", "Move", "Trial", "Tuning"]
+__all__ = ["Arm", "Cell", "Control", "Evidence", "Forecast", "LadderEvidence", "Move", "Rung", "Trial", "Tuning"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Evidence:
 
     def record_keys(self) -> tuple[str, ...]:
         """Every record that played a part, each once."""
-        return tuple(dict.fromkeys(_keys(self.arms.values())))
+        return tuple(dict.fromkeys(_keys(cell for arm in self.arms.values() for cell in arm.cells)))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,12 +113,99 @@ class Evidence:
         return cls(**{**values, **seeds, "arms": arms})
 
 
-def _keys(arms: Iterable[Arm]) -> Iterable[str]:
-    for arm in arms:
-        for cell in arm.cells:
-            yield from cell.keys
-            for trial in cell.tuning.trials:
-                yield from trial.keys
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One optimizer at one size and one ratio of tokens to parameters."""
+
+    name: str
+    size: str
+    ratio: float
+    origin: str  # of its settings: "tuned" (every coordinate), "retuned" (those that scale), "predicted" (by laws)
+    cell: Cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """At a size that no law was fitted to: the final runs of what the laws predict, and of what a search finds."""
+
+    name: str
+    size: str
+    ratio: float
+    predicted: Cell
+    found: Cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """Final runs of an optimizer with settings that were not tuned for it."""
+
+    name: str
+    settings_of: str  # another optimizer of the ladder; "" = the defaults of its own class
+    size: str
+    ratio: float
+    settings: Mapping[str, Value]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderEvidence:
+    """What a ladder did: sizes x ratios, each optimizer tuned where `origin` says so."""
+
+    task: str
+    baseline: str
+    optimizers: Mapping[str, str]  # name -> its name in the catalogue
+    sizes: Mapping[str, int]  # name -> parameters that are neither embedding nor head, ascending
+    ratios: tuple[float, ...]
+    sensitive: Mapping[str, tuple[str, ...]]  # name -> coordinates that no single value suits in every regime
+    frozen: Mapping[str, Mapping[str, Value]]  # name -> the others, and the value that does
+    rungs: tuple[Rung, ...]
+    forecasts: tuple[Forecast, ...]
+    controls: tuple[Control, ...]
+    insensitive_nats: float
+    tuning_seeds: tuple[int, ...] = ()
+    final_seeds: tuple[int, ...] = ()
+    max_runs: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def record_keys(self) -> tuple[str, ...]:
+        """Every record that played a part, each once."""
+        cells = [rung.cell for rung in self.rungs]
+        cells += [cell for forecast in self.forecasts for cell in (forecast.predicted, forecast.found)]
+        keys = [*_keys(cells), *(key for control in self.controls for key in control.keys)]
+        return tuple(dict.fromkeys(keys))
+
+    def rung(self, name: str, size: str, ratio: float) -> Rung:
+        """Raises   KeyError if there is none"""
+        for rung in self.rungs:
+            if (rung.name, rung.size, rung.ratio) == (name, size, ratio):
+                return rung
+        raise KeyError((name, size, ratio))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "LadderEvidence":
+        """Inverse of `to_dict`, also after a trip through JSON."""
+        parts = {
+            "rungs": tuple(Rung(**{**rung, "cell": _cell(rung["cell"])}) for rung in values["rungs"]),
+            "forecasts": tuple(
+                Forecast(**{**one, "predicted": _cell(one["predicted"]), "found": _cell(one["found"])})
+                for one in values["forecasts"]
+            ),
+            "controls": tuple(Control(**{**one, "keys": tuple(one["keys"])}) for one in values["controls"]),
+        }
+        plain = {
+            name: _tuples(values[name]) for name in ("ratios", "sensitive", "frozen", "tuning_seeds", "final_seeds")
+        }
+        return cls(**{**values, **plain, **parts})
+
+
+def _keys(cells: Iterable[Cell]) -> Iterable[str]:
+    for cell in cells:
+        yield from cell.keys
+        for trial in cell.tuning.trials:
+            yield from trial.keys
 
 
 def _tuples(value: Any) -> Any:

@@ -3,8 +3,9 @@
 from rich.console import RenderableType
 from rich.text import Text
 
+from muonlab.analyze.findings import SpeedupRow
 from muonlab.analyze.scaling import Fit
-from muonlab.analyze.speedups import TOKENS_PER_PARAM, Extrapolation, SpeedupRow, SpeedupTable
+from muonlab.analyze.speedups import TOKENS_PER_PARAM, Extrapolation, SpeedupTable
 from muonlab.report.layout import cell, clean, grid, spaced
 from muonlab.report.text import show
 

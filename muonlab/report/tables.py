@@ -7,13 +7,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from muonlab.analyze.findings import Comparison, LossesAt, OptimizerFinding, Speedup
+from muonlab.analyze.findings import Check, Comparison, LossesAt, OptimizerFinding, Speedup
 from muonlab.records import Record
 from muonlab.records.evidence import Tuning
 from muonlab.report.layout import cell, clean, grid, spaced
 from muonlab.report.text import claim, is_undefined, is_withheld, plural, show
 
-__all__ = ["comparison_table", "record_table", "runs_table", "tuning_table"]
+__all__ = ["checks_table", "comparison_table", "record_table", "runs_table", "tuning_table"]
 
 KEY_LENGTH = 12  # of a record's key, as everywhere on screen
 OK, BROKEN = Text("ok", style="green"), Text("BROKEN", style="bold red")
@@ -27,7 +27,7 @@ def comparison_table(finding: Comparison) -> list[RenderableType]:
         *([_contrasts(finding)] if finding.contrasts else []),
         *([_paired(finding)] if finding.paired else []),
         _horizons(finding),
-        _checks(finding),
+        checks_table(finding.checks),
         Text(_cost(finding), style="dim"),
     )
 
@@ -154,13 +154,14 @@ def _seed_losses(at: LossesAt) -> str:
     return " ".join(show(loss, "loss", "lost") for loss in at.losses) or "-"
 
 
-def _checks(finding: Comparison) -> Table:
-    broken = sum(not check.ok for check in finding.checks)
-    table = grid(f"Fairness checks: {plural(len(finding.checks), 'rule')}, {broken} broken")
+def checks_table(checks: Sequence[Check]) -> Table:
+    """The fairness rules, and what was found of each."""
+    broken = sum(not check.ok for check in checks)
+    table = grid(f"Fairness checks: {plural(len(checks), 'rule')}, {broken} broken")
     table.add_column("rule", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("what was found", overflow="fold", ratio=1)
-    for check in finding.checks:
+    for check in checks:
         table.add_row(cell(check.name), OK if check.ok else BROKEN, cell(check.detail))
     return table
 

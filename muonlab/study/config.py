@@ -5,21 +5,24 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from muonlab.errors import UsageError, unknown
 from muonlab.records.spec import Value, canonical_json
 
-__all__ = ["ComparisonConfig", "flattened", "load_config", "parse_setting", "parse_variants", "validated"]
+__all__ = [
+    "ComparisonConfig", "LadderConfig", "StudyConfig", "flattened", "load_config", "parse_setting", "parse_variants",
+    "validated",
+]  # fmt: skip
 
 VARIANT_NAME = re.compile(r"\w[\w.+-]*")
 NEXT_SETTING = re.compile(r",(?=\s*[\w.]+\s*=)")  # a comma inside a list is followed by a value, not by NAME=
 
 
-class ComparisonConfig(BaseModel):
-    """Everything that defines a comparison or a tuning. Where and how fast it runs is not part of it."""
+class StudyConfig(BaseModel):
+    """What every study of optimizers has in common. Where and how fast it runs is not part of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -27,11 +30,8 @@ class ComparisonConfig(BaseModel):
     data: tuple[str, ...] = ()
     optimizers: tuple[str, ...] = Field(("adamw", "muon"), min_length=1)
     baseline: str = "adamw"
-    horizon_tokens: int = Field(1_000_000, ge=1)
     batch_tokens: int = Field(4096, ge=1)
     tune: tuple[str, ...] = Field(("opt.lr", "opt.weight_decay"), min_length=1)
-    horizon_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    num_seeds: int = Field(5, ge=2, le=100)
     first_seed: int = Field(0, ge=0)
     tuning_seeds: int = Field(3, ge=2, le=100)
     max_tuning_seeds: int = Field(8, ge=2, le=100)
@@ -39,7 +39,6 @@ class ComparisonConfig(BaseModel):
     device: str = "cpu"
     settings: dict[str, Any] = Field(default_factory=dict)  # dotted names, for every run of every optimizer
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)  # name -> optimizer and dotted names it fixes
-    margin_nats: float | None = Field(None, gt=0)  # a loss higher by no more than this counts as no worse
 
     @property
     def key(self) -> str:
@@ -57,21 +56,43 @@ class ComparisonConfig(BaseModel):
         return {key: value for key, value in self.variants.get(name, {}).items() if key != "optimizer"}
 
 
-def validated(values: Mapping[str, Any]) -> ComparisonConfig:
+class ComparisonConfig(StudyConfig):
+    """Everything that defines a comparison or a tuning."""
+
+    horizon_tokens: int = Field(1_000_000, ge=1)
+    horizon_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    num_seeds: int = Field(5, ge=2, le=100)
+    margin_nats: float | None = Field(None, gt=0)  # a loss higher by no more than this counts as no worse
+
+
+class LadderConfig(StudyConfig):
+    """Everything that defines a ladder: sizes and ratios of tokens to parameters."""
+
+    sizes: dict[str, dict[str, Any]] = Field(default_factory=dict)  # name -> options of the task
+    ratios: tuple[float, ...] = Field((1.0, 2.0, 4.0, 8.0), min_length=3)
+    tokens_per_param: float = Field(20.0, gt=0)  # at ratio 1 (Hoffmann et al. 2022)
+    num_seeds: int = Field(3, ge=2, le=100)
+    insensitive_nats: float = Field(6.4e-3, ge=0)
+
+
+Config = TypeVar("Config", bound=StudyConfig)
+
+
+def validated(values: Mapping[str, Any], kind: type[Config] = ComparisonConfig) -> Config:  # type: ignore[assignment]
     """The config, or one line that names the first value at fault.
 
     Raises   UsageError
     """
     for name in values:
-        if name not in ComparisonConfig.model_fields:
-            raise unknown("key", name, ComparisonConfig.model_fields)
+        if name not in kind.model_fields:
+            raise unknown("key", name, kind.model_fields)
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     variants = _variants(values.get("variants", {}))
     if variants and "optimizers" not in values:
-        names = (*ComparisonConfig.model_fields["optimizers"].default, *variants)
+        names = (*kind.model_fields["optimizers"].default, *variants)
         lists["optimizers"] = tuple(dict.fromkeys(names))
     try:
-        config = ComparisonConfig(**{**values, **lists, "variants": variants})
+        config = kind(**{**values, **lists, "variants": variants})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

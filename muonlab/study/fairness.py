@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from muonlab.analyze import comparison as analysis
+from muonlab.analyze import ladder
 from muonlab.analyze.findings import Check, Comparison
-from muonlab.analyze.significance import verdict, withheld
+from muonlab.analyze.ladder import LadderFinding
+from muonlab.analyze.significance import ladder_verdict, verdict, withheld
 from muonlab.records import Record
-from muonlab.records.evidence import Cell, Evidence
+from muonlab.records.evidence import Arm, Cell, Evidence, LadderEvidence
 
-__all__ = ["check", "conclude"]
+__all__ = ["check", "conclude", "conclude_ladder"]
 
 Records = Mapping[str, Record]
 SAME = ("task", "task_options", "data_fingerprint", "precision", "compile", "device", "torch", "parametrization")
@@ -28,6 +30,38 @@ def conclude(evidence: Evidence, records: Records) -> Comparison:
         paired = {name: replace(test, no_worse=None) for name, test in paired.items()}
     sentence = verdict(evidence.baseline, contrasts, finding.speedup, paired, checks)
     return replace(finding, contrasts=contrasts, paired=paired, checks=checks, verdict=sentence)
+
+
+def conclude_ladder(evidence: LadderEvidence, records: Records) -> LadderFinding:
+    """The whole finding of a ladder: analysis, the same checks at every size, verdict."""
+    finding = ladder.analyze(evidence, records)
+    by_size = {size: _at_size(evidence, size, records) for size in evidence.sizes}
+    rules = (_complete, _same_conditions, _fresh_seeds, _same_tuning, _converged, _interior, _own_schedule)
+    checks = tuple(_over_sizes({size: rule(*one) for size, one in by_size.items()}) for rule in rules)
+    rows = finding.rows
+    if withheld(checks):
+        rows = tuple(replace(row, judgement="withheld") for row in rows)
+    return replace(finding, rows=rows, checks=checks, verdict=ladder_verdict(evidence.baseline, rows, checks))
+
+
+def _at_size(evidence: LadderEvidence, size: str, records: Records) -> tuple[Evidence, Records, Comparison]:
+    """The runs at one size as a comparison at its shortest length."""
+    cells = {
+        name: tuple(evidence.rung(name, size, ratio).cell for ratio in evidence.ratios) for name in evidence.optimizers
+    }
+    arms = {name: Arm(name=name, optimizer=evidence.optimizers[name], cells=own) for name, own in cells.items()}
+    single = Evidence(
+        task=evidence.task, baseline=evidence.baseline, horizon_tokens=cells[evidence.baseline][0].horizon_tokens,
+        arms=arms, tuning_seeds=evidence.tuning_seeds, final_seeds=evidence.final_seeds, max_runs=evidence.max_runs,
+    )  # fmt: skip
+    return single, records, analysis.compare(single, records)
+
+
+def _over_sizes(checks: Mapping[str, Check]) -> Check:
+    """One rule at every size: where it is broken, or what holds everywhere."""
+    broken = {size: check.detail for size, check in checks.items() if not check.ok}
+    details = [f"{size}: {detail}" for size, detail in broken.items()] or [next(iter(checks.values())).detail]
+    return Check(name=next(iter(checks.values())).name, ok=not broken, detail="; ".join(details))
 
 
 def check(evidence: Evidence, records: Records, finding: Comparison) -> tuple[Check, ...]:

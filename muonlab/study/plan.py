@@ -12,14 +12,15 @@ from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec, Schedule
 from muonlab.records.spec import Value
 from muonlab.study.compare import SHORTEST_RATIO, ComparisonRules
-from muonlab.study.config import ComparisonConfig
+from muonlab.study.config import ComparisonConfig, StudyConfig
+from muonlab.study.price import Part, Price, num_configurations
 from muonlab.study.space import check_names, coordinates, settable, start
-from muonlab.study.tune import EXHAUSTIVE_GRID, TuningRules
+from muonlab.study.tune import TuningRules
 from muonlab.tasks import catalog as tasks
 from muonlab.tasks.rehearsal import rehearse
 from muonlab.train.loop import check_observation
 
-__all__ = ["Plan", "base_specs", "named", "plan_comparison"]
+__all__ = ["Plan", "base_specs", "check_tunable", "conventions", "named", "plan_comparison", "tuning_rules"]
 
 FIRST_TUNING_SEED = 1000  # added to the first seed: tuning seeds and final seeds never meet
 
@@ -36,9 +37,9 @@ class Plan:
     @property
     def conventions(self) -> dict[str, dict[str, str]]:
         """Per optimizer, what must be said before its learning rate means anything; of a user's own, its source too."""
-        return {name: _conventions(base) for name, base in self.bases.items()}
+        return {name: conventions(base) for name, base in self.bases.items()}
 
-    def price(self, *, final_runs: bool = True) -> "Price":
+    def price(self, *, final_runs: bool = True) -> Price:
         """What it takes if no move is made, no grid extended and no seed added, and what it can take at most.
 
         Without `final_runs`: the tuning at the main horizon alone.
@@ -48,19 +49,20 @@ class Plan:
         finals = len(self.rules.final_seeds) if final_runs else 0
         ratios = self.rules.horizon_ratios if final_runs else ()
         least = most = 0
-        least_tokens = most_tokens = 0.0
+        parts = []
         for name, space in self.spaces.items():
-            main = min(tuning.max_runs, _configurations(space) * tuning.first_seeds)
+            main = min(tuning.max_runs, num_configurations(space) * tuning.first_seeds)
             others = [ratio for ratio in ratios if ratio != 1.0] if name == self.rules.baseline else []
             least += main + finals + len(others) * (3 * tuning.first_seeds + finals)
-            least_tokens += (main + finals + sum(others) * (3 * tuning.first_seeds + finals)) * horizon
+            least_tokens = (main + finals + sum(others) * (3 * tuning.first_seeds + finals)) * horizon
             extra = others + (_halvings(min([1.0, *others])) if final_runs else [])
             most += (1 + len(extra)) * (tuning.max_runs + finals)
-            most_tokens += (1 + sum(extra)) * (tuning.max_runs + finals) * horizon
-        return Price(least, most, least_tokens, most_tokens)
+            parts.append(Part(self.bases[name], least_tokens, (1 + sum(extra)) * (tuning.max_runs + finals) * horizon))
+        return Price(least, most, tuple(parts))
 
 
-def _conventions(base: RunSpec) -> dict[str, str]:
+def conventions(base: RunSpec) -> dict[str, str]:
+    """What must be said before a learning rate means anything; of a user's own optimizer, its source too."""
     cls = catalog.get(base.optimizer, base.optimizer_source)
     found = {**catalog.conventions(cls, base.hyperparameters), "schedule": base.schedule.kind}
     if ":" not in base.optimizer:
@@ -69,33 +71,12 @@ def _conventions(base: RunSpec) -> dict[str, str]:
     return {**found, "source": f"{base.optimizer_source or base.optimizer}, SHA-256 {digest}"}
 
 
-def _configurations(space: Sequence[Hyperparameter]) -> int:
-    """How many a first pass over the first coordinate and a round without a move try."""
-    sizes = [len({*h.grid, h.default}) for h in space]
-    return sizes[0] + sum(size - 1 if size <= EXHAUSTIVE_GRID else 2 for size in sizes[1:])
-
-
 def _halvings(ratio: float) -> list[float]:
     """The shorter horizons that bracketing may add to an optimizer whose shortest is `ratio`."""
     shorter = []
     while (ratio := ratio / 2) >= SHORTEST_RATIO:
         shorter.append(ratio)
     return shorter
-
-
-@dataclass(frozen=True)
-class Price:
-    """Runs and tokens of a study that starts with an empty store."""
-
-    least_runs: int
-    most_runs: int
-    least_tokens: float
-    most_tokens: float
-
-    @property
-    def likely_tokens(self) -> float:
-        """What progress is measured against: half as much again as the least, as the demo's noise makes it."""
-        return min(1.5 * self.least_tokens, self.most_tokens)
 
 
 def plan_comparison(config: ComparisonConfig) -> Plan:
@@ -107,21 +88,9 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
         raise UsageError("a comparison runs several seeds: name the first with --seed, not with --set seed")
     config, found = named(config)
     bases = _bases(config, found)
-    first = bases[config.optimizers[0]]
-    for info in found.values():
-        if "opt.lr" not in {h.name for h in catalog.space(info.cls)}:
-            raise UsageError(
-                f"{info.name} declares no grid for lr, so it can't be tuned: "
-                f"write one around its default, such as lr: float = hp(1e-3, grid=(5e-4, 1e-3, 2e-3, 4e-3), low=0.0)"
-            )
-    check_names([info.cls for info in found.values()], first, config.tune)
+    check_tunable(config, found, bases[config.optimizers[0]])
     final = tuple(range(config.first_seed, config.first_seed + config.num_seeds))
-    first_tuning = FIRST_TUNING_SEED + config.first_seed
-    tuning = TuningRules(
-        seeds=tuple(range(first_tuning, first_tuning + config.max_tuning_seeds)),
-        first_seeds=config.tuning_seeds,
-        max_runs=config.max_runs,
-    )
+    tuning = tuning_rules(config)
     spaces = {name: coordinates(base, config.tune, config.fixed(name)) for name, base in bases.items()}
     _check_twins(bases, spaces)
     rules = ComparisonRules(
@@ -129,6 +98,27 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
         margin_nats=config.margin_nats,
     )  # fmt: skip
     return Plan(bases, spaces, rules, {name: config.fixed(name) for name in bases if name in config.variants})
+
+
+def check_tunable(config: StudyConfig, found: Mapping[str, catalog.OptimizerInfo], base: RunSpec) -> None:
+    """Raises   UsageError for an optimizer without a grid for lr, or a coordinate that none of them has"""
+    for info in found.values():
+        if "opt.lr" not in {h.name for h in catalog.space(info.cls)}:
+            raise UsageError(
+                f"{info.name} declares no grid for lr, so it can't be tuned: "
+                f"write one around its default, such as lr: float = hp(1e-3, grid=(5e-4, 1e-3, 2e-3, 4e-3), low=0.0)"
+            )
+    check_names([info.cls for info in found.values()], base, config.tune)
+
+
+def tuning_rules(config: StudyConfig) -> TuningRules:
+    """How every optimizer of a study is tuned."""
+    first = FIRST_TUNING_SEED + config.first_seed
+    return TuningRules(
+        seeds=tuple(range(first, first + config.max_tuning_seeds)),
+        first_seeds=config.tuning_seeds,
+        max_runs=config.max_runs,
+    )
 
 
 def named(config: ComparisonConfig) -> tuple[ComparisonConfig, dict[str, catalog.OptimizerInfo]]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from muonlab.records import Record, RunSpec
 
-__all__ = ["Protocol", "Records", "drive", "gather", "single"]
+__all__ = ["Protocol", "Records", "drive", "gather", "remembering", "single"]
 
 Result = TypeVar("Result")
 Records = Mapping[str, Record]  # key -> record
@@ -48,6 +48,18 @@ def gather(protocols: Mapping[str, Protocol[Result]]) -> Protocol[dict[str, Resu
             turns = chain.from_iterable(zip_longest(*wants.values()))
             records = yield list({spec.key: spec for spec in turns if spec is not None}.values())
     return {name: results[name] for name in protocols}
+
+
+def remembering(protocol: Protocol[Result], seen: dict[str, Record]) -> Protocol[Result]:
+    """The same protocol, while every record that it is sent is kept in `seen`."""
+    try:
+        specs = next(protocol)
+        while True:
+            records = yield specs
+            seen.update(records)
+            specs = protocol.send(records)
+    except StopIteration as end:
+        return end.value
 
 
 def single(spec: RunSpec) -> Protocol[Record]:
