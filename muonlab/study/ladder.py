@@ -181,7 +181,7 @@ class _Ladder:
             points = [
                 (self.sizes[r.size], cell.horizon_tokens, cell.settings[coordinate]) for r, cell in optima.items()
             ]
-            settings[coordinate] = predict(points, params, tokens)
+            settings[coordinate] = predict(points, params, tokens, coordinate)
         return settings
 
     def _forecast(self, name: str) -> Protocol[None]:
