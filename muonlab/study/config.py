@@ -86,7 +86,9 @@ def validated(values: Mapping[str, Any], kind: type[Config] = ComparisonConfig) 
     for name in values:
         if name not in kind.model_fields:
             raise unknown("key", name, kind.model_fields)
-    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    if "sizes" in values:
+        lists["sizes"] = _sizes(values["sizes"])
     variants = _variants(values.get("variants", {}))
     if variants and "optimizers" not in values:
         names = (*kind.model_fields["optimizers"].default, *variants)
@@ -105,6 +107,17 @@ def validated(values: Mapping[str, Any], kind: type[Config] = ComparisonConfig) 
     if config.tuning_seeds > config.max_tuning_seeds:
         raise UsageError("tuning_seeds must not exceed max_tuning_seeds")
     return config
+
+
+def _sizes(tables: Any) -> dict[str, dict[str, Value]]:
+    """Tables of a study file as flat ones: what a size sets are options of the task."""
+    if not isinstance(tables, Mapping) or not all(isinstance(table, Mapping) for table in tables.values()):
+        raise UsageError(f"sizes: must be tables such as [sizes.small] with task.width = 16 below, got {tables!r}")
+    flat = {name: flattened(table) for name, table in tables.items()}
+    for name, options in flat.items():
+        if not options or not all(key.startswith("task.") for key in options):
+            raise UsageError(f"size '{name}' must set options of the task and nothing else, such as task.width = 16")
+    return flat
 
 
 def _variants(tables: Any) -> dict[str, dict[str, Value]]:
