@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import muonlab
-from muonlab.cli import audit, bench, doctor, ladder, optimizers, runs, scaling, single, studies
+from muonlab.cli import asking, audit, bench, doctor, ladder, optimizers, recipe, runs, scaling, score, single, studies
 
 __all__ = ["app"]
 
@@ -26,8 +26,12 @@ app.command("optimizers")(optimizers.optimizers)
 app.command("bench")(bench.bench)
 app.command("report")(studies.report)
 app.command("ladder")(ladder.ladder)
+app.command("ask")(asking.ask)
+app.command("tell")(asking.tell)
 app.command("speedup")(scaling.speedup)
 app.command("fit")(scaling.fit)
+app.command("recipe")(recipe.recipe)
+app.command("score")(score.score)
 app.command("audit")(audit.audit)
 app.add_typer(runs.app, name="runs")
 app.command("doctor")(doctor.doctor)

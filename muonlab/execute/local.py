@@ -63,6 +63,8 @@ class LocalExecutor:
             raise UsageError(f"workers and threads must be at least 1, got {self.workers} and {self.threads}")
 
     def run(self, specs: Sequence[RunSpec], observation: Observation) -> Generator[Record, None, None]:
+        if any(spec.device == "external" for spec in specs):
+            raise UsageError(f"{specs[0].task} is trained elsewhere: put the study into a file and `muonlab ask` it")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         waiting = deque((spec, 1) for spec in specs)

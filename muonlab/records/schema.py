@@ -8,9 +8,9 @@ import sqlalchemy as sa
 
 from muonlab.records.database import Database, StoreError
 
-__all__ = ["HEAD", "prepare", "runs", "studies"]
+__all__ = ["HEAD", "prepare", "requests", "runs", "studies"]
 
-HEAD = "0002"  # the newest file in migrations/versions; its names are numbers, so that they can be compared
+HEAD = "0003"  # the newest file in migrations/versions; its names are numbers, so that they can be compared
 VERSION_TABLE = "muonlab_version"
 LOCK = 0x6D756F6E  # PostgreSQL advisory lock, held while the schema is made
 
@@ -43,6 +43,14 @@ studies = sa.Table(
     sa.Column("created", sa.String(40), nullable=False),
     sa.Column("config", sa.Text, nullable=False),
     sa.Column("result", sa.Text, nullable=False),
+)
+
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("created", sa.String(40), nullable=False),
+    sa.Column("spec", sa.Text, nullable=False),
 )
 
 

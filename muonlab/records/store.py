@@ -19,7 +19,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from muonlab.errors import UsageError
 from muonlab.records.database import Database, StoreError, locate
 from muonlab.records.record import Outcome, Record, json_text
-from muonlab.records.schema import prepare, runs, studies
+from muonlab.records.schema import prepare, requests, runs, studies
+from muonlab.records.spec import RunSpec
 
 __all__ = ["RunRow", "SavedStudy", "Store", "StoreError", "StudyRow"]
 
@@ -202,6 +203,23 @@ class Store:
                 StudyRow(*row) for row in connection.execute(query.order_by(studies.c.created.desc(), studies.c.key))
             ]
 
+    def request(self, specs: Iterable[RunSpec]) -> None:
+        """Note runs that somebody else is asked to make, so that their results can be told by key."""
+        rows = [{"key": spec.key, "created": _now(), "spec": json_text(spec.to_dict())} for spec in specs]
+        with self._database.begin(write=True) as connection:
+            for row in rows:
+                insert = INSERT[self._database.dialect](requests).values(**row)
+                connection.execute(insert.on_conflict_do_nothing(index_elements=[requests.c.key]))
+
+    def requested(self, prefix: str) -> RunSpec:
+        """The run that was asked for under a key that begins with `prefix`.
+
+        Raises   UsageError if there is none, or several fit
+        """
+        query = sa.select(requests.c.spec).where(requests.c.key == self._key_of(requests, "request", prefix))
+        with self._database.begin() as connection:
+            return RunSpec.from_dict(json.loads(connection.scalars(query).one()))
+
     def check(self) -> builtins.list[str]:
         """Read everything; one line per thing that is wrong, none if all is well. Takes a while on a large store."""
         problems = []
@@ -249,9 +267,8 @@ class Store:
         with self._database.begin() as connection:
             keys = connection.scalars(query).all()
         if not keys:
-            raise UsageError(
-                f"no {kind} in store {self.name} begins with {prefix!r}: `muonlab runs list` shows what there is"
-            )
+            where = "muonlab ask" if table is requests else "muonlab runs list"
+            raise UsageError(f"no {kind} in store {self.name} begins with {prefix!r}: `{where}` shows what there is")
         if len(keys) > 1 and keys[0] != prefix:
             shown = ", ".join(key[:12] for key in keys[:3]) + (", ..." if len(keys) > 3 else "")
             raise UsageError(f"{prefix!r} fits several {kind} keys ({shown}): give more digits")

@@ -13,7 +13,7 @@ from muonlab.records.evidence import Tuning
 from muonlab.report.layout import cell, clean, grid, spaced
 from muonlab.report.text import claim, is_undefined, is_withheld, plural, show
 
-__all__ = ["checks_table", "comparison_table", "record_table", "runs_table", "tuning_table"]
+__all__ = ["checks_table", "comparison_table", "record_table", "requests_table", "runs_table", "tuning_table"]
 
 KEY_LENGTH = 12  # of a record's key, as everywhere on screen
 OK, BROKEN = Text("ok", style="green"), Text("BROKEN", style="bold red")
@@ -225,6 +225,24 @@ def record_table(record: Record) -> list[RenderableType]:
         if name != "diverged at step" or record.outcome == "diverged":
             table.add_row(cell(name), cell(text))
     return spaced(Text(f"run {record.key}", style="bold"), table, *([cell(record.error)] if record.error else []))
+
+
+def requests_table(runs: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """Runs that somebody else's trainer is asked to make."""
+    table = grid("")
+    for name in ("key", "optimizer", "tokens", "seed", "hyperparameters and task"):
+        table.add_column(name, overflow="fold")
+    for run in runs:
+        settings = {**run["hyperparameters"], **{f"task.{n}": v for n, v in run["task_options"].items()}}
+        shown = ", ".join(f"{name} {show(value, 'value')}" for name, value in settings.items())
+        table.add_row(
+            run["key"][:KEY_LENGTH],
+            cell(run["optimizer"]),
+            show(run["tokens"], "tokens"),
+            str(run["seed"]),
+            cell(shown),
+        )
+    return spaced(table)
 
 
 def tuning_table(

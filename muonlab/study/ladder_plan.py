@@ -131,6 +131,10 @@ def num_body_params(config: LadderConfig, options: Mapping[str, Value]) -> int:
 
     info = tasks.locate(config.task)
     task = tasks.resolve(info.name, own, tuple(config.data), info.source)
+    if tasks.is_external(info.name):
+        if task.params is None:
+            raise UsageError("a size of an external task must say its parameters, such as task.params = 350_000_000")
+        return int(task.params)
     with torch.random.fork_rng(devices=[]):
         model = task.build()
     roles = tasks.roles_of(task, model) or {}

@@ -155,16 +155,18 @@ def base_specs(config: ComparisonConfig) -> dict[str, RunSpec]:
 def _bases(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo]) -> dict[str, RunSpec]:
     _check_settings(config, found)
     info = tasks.locate(config.task)
+    external = tasks.is_external(info.name)
     own = {name.partition(".")[2]: v for name, v in config.settings.items() if name.startswith("task.")}
     data = tuple(str(Path(path).absolute()) for path in config.data)
     task = tasks.resolve(info.name, own, data, info.source)
-    if info.name not in tasks.TASKS:
+    if not tasks.is_ours(info.name):
         rehearse(task)
-    defaults = {name: v for name, v in info.options.items() if _plain(v)}
+    defaults = {} if external else {name: v for name, v in info.options.items() if _plain(v)}
     others = {name: v for name, v in config.settings.items() if not name.startswith(("task.", "opt.", "aux."))}
     specs = {}
     for name, optimizer in found.items():
-        check_observation(optimizer.cls, task)
+        if not external:
+            check_observation(optimizer.cls, task)
         asked = {key: v for key, v in config.settings.items() if key in catalog.settable(optimizer.cls)}
         hyperparameters = {**start(optimizer.named), **asked, **config.fixed(name)}
         specs[name] = RunSpec(
@@ -181,8 +183,8 @@ def _bases(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo])
             horizon_tokens=config.horizon_tokens,
             batch_tokens=config.batch_tokens,
             schedule=Schedule(),
-            device=config.device,
-            torch=version("torch"),
+            device="external" if external else config.device,
+            torch="" if external else version("torch"),
         ).set(others)
         _check_batch(specs[name], task)
         specs[name] = specs[name].set({"horizon_tokens": specs[name].num_steps * specs[name].batch_tokens})

@@ -13,10 +13,21 @@ from muonlab.errors import UsageError, unknown
 from muonlab.records.spec import Value
 from muonlab.roles import Role
 from muonlab.tasks.base import PublishesRoles, Task
+from muonlab.tasks.external import PREFIX, External
 
-__all__ = ["TASKS", "TaskInfo", "fingerprint", "flops_per_token", "locate", "resolve", "roles_of"]
+__all__ = [
+    "TASKS",
+    "TaskInfo",
+    "fingerprint",
+    "flops_per_token",
+    "is_external",
+    "is_ours",
+    "locate",
+    "resolve",
+    "roles_of",
+]
 
-TASKS = {"text": "muonlab.tasks.text:Text"}
+TASKS = {"text": "muonlab.tasks.text:Text", "text-synthetic": "muonlab.tasks.synthetic:Synthetic"}
 METHODS = ("build", "batch", "loss", "evaluation")
 
 
@@ -28,14 +39,24 @@ class TaskInfo:
     {'task': '1'}
     """
 
-    name: str  # canonical: "text", "module:Class", or "stem:Class" of a file
+    name: str  # canonical: "text", "text-synthetic", "module:Class", or "stem:Class" of a file
     source: str  # absolute path of the user's file, "" otherwise
     numerics: Mapping[str, Value]  # {"task": version of ours, or SHA-256 of the user's file (not of what it imports)}
     options: Mapping[str, Any] = field(default_factory=dict)  # name -> default; `inspect.Parameter.empty` = required
 
 
+def is_external(task: str) -> bool:
+    """Whether runs of it are made by somebody else's trainer."""
+    return task.startswith(PREFIX) and len(task) > len(PREFIX)
+
+
+def is_ours(task: str) -> bool:
+    """Whether it needs no rehearsal: it is not the user's code."""
+    return task in TASKS or is_external(task)
+
+
 def locate(task: str, source: str = "") -> TaskInfo:
-    """What `task` names: "text", `module:Class` or `path/to/file.py:Class`.
+    """What `task` names: one of TASKS, `module:Class` or `path/to/file.py:Class`.
 
     `source` is the file in which a canonical `stem:Class` was found before; it wins over an importable module.
 
@@ -43,7 +64,7 @@ def locate(task: str, source: str = "") -> TaskInfo:
     """
     found = _find(task, source)
     options = {p.name: p.default for p in _parameters(found.cls) if p.name != "data" and p.kind is not p.VAR_KEYWORD}
-    version = found.cls.numerics_version if found.name in TASKS else found.digest()
+    version = found.cls.numerics_version if is_ours(found.name) else found.digest()
     return TaskInfo(name=found.name, source=found.source, numerics={"task": version}, options=options)
 
 
@@ -117,6 +138,8 @@ def _find(task: str, source: str) -> user_code.UserClass:
     if task in TASKS:
         module_name, _, class_name = TASKS[task].partition(":")
         return user_code.UserClass(getattr(importlib.import_module(module_name), class_name), task, None, False)
+    if is_external(task):
+        return user_code.UserClass(External, task, None, False)
     if ":" not in task and not task.endswith(".py"):
         raise user_code.unknown_name("task", task, TASKS)
     found = user_code.find(task, source, kind="task")

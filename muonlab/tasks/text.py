@@ -1,5 +1,6 @@
-"""The task `text`: a decoder that predicts the next byte, or the next token of a shard."""
+"""The task `text`: a decoder that predicts the next byte, or the next token of a shard; and what such tasks share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from muonlab.roles import Role
 from muonlab.tasks.corpus import Corpus, Shard, load_corpus
 from muonlab.tasks.decoder import Decoder, DecoderConfig
 
-__all__ = ["Text", "counter_hash"]
+__all__ = ["NextToken", "Text", "counter_hash"]
 
 NUM_BYTES = 256
 GPT2_VOCAB = 50304  # 50257 rounded up to a multiple of 64, as nanoGPT does
@@ -23,25 +24,20 @@ EVAL_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
-    """Next-token prediction on this Python's library sources, on text files (bytes) or on `.bin` token shards.
+class NextToken(ABC):
+    """Next-token prediction on a corpus, by a decoder: everything but the corpus.
 
     A sample is `seq_len + 1` consecutive tokens at a random place of the training split; samples may overlap and may
     cross from one text file into the next. The held-out split is cut into windows of `seq_len` targets.
 
-    >>> task = Text(width=32, seq_len=64)
-    >>> tuple(task.batch(seed=0, start=0, count=8).shape)
-    (8, 65)
-
-    Raises   UsageError for a shape that cannot be built, data that cannot be read, or text too short for `seq_len`
+    Raises   UsageError for a shape that cannot be built, or text too short for `seq_len`
     """
 
-    numerics_version: ClassVar[str] = "1"  # raise when the same options give other numbers
+    numerics_version: ClassVar[str]  # raise when the same options give other numbers
 
     seq_len: int = 64
     eval_tokens: int = 0  # at most, evenly spread over the held-out split; 0 = all of it
     vocab_size: int | None = None  # None = 256 for text, 50304 for token shards
-    raw_bin: bool = False  # .bin files without a header hold uint16 tokens from their first byte
     width: int = DecoderConfig.width
     depth: int = DecoderConfig.depth
     num_heads: int | None = DecoderConfig.num_heads
@@ -52,16 +48,12 @@ class Text:
     tied: bool = DecoderConfig.tied
     zero_init: bool = DecoderConfig.zero_init
     rope_base: float = DecoderConfig.rope_base
-    data: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("seq_len", 1), ("eval_tokens", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        if not isinstance(self.raw_bin, bool):
-            raise UsageError(f"raw_bin must be true or false, got {self.raw_bin!r}")
-        object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
         config, need = self.config, self.seq_len + 1
         if self.corpus.kind == "bytes" and config.vocab_size < NUM_BYTES:
             raise UsageError(f"vocab_size {config.vocab_size} is too small for text, which has {NUM_BYTES} bytes")
@@ -74,9 +66,10 @@ class Text:
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name not in ("corpus", "config")}
 
-    @cached_property
+    @property
+    @abstractmethod
     def corpus(self) -> Corpus:
-        return load_corpus(self.data, raw_bin=self.raw_bin)
+        """What is trained on, and what is held out; kept once it was read."""
 
     @cached_property
     def config(self) -> DecoderConfig:
@@ -154,6 +147,33 @@ class Text:
                 message = f"{shard.name}: token {largest} is outside the vocabulary of {self.config.vocab_size}"
                 raise UsageError(f"{message}: set task.vocab_size")
         return torch.from_numpy(batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(NextToken):
+    """Next-token prediction on this Python's library sources, on text files (bytes) or on `.bin` token shards.
+
+    >>> task = Text(width=32, seq_len=64)
+    >>> tuple(task.batch(seed=0, start=0, count=8).shape)
+    (8, 65)
+
+    Raises   UsageError as `NextToken` does, and for data that cannot be read
+    """
+
+    numerics_version: ClassVar[str] = "1"
+
+    raw_bin: bool = False  # .bin files without a header hold uint16 tokens from their first byte
+    data: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.raw_bin, bool):
+            raise UsageError(f"raw_bin must be true or false, got {self.raw_bin!r}")
+        object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
+        super().__post_init__()
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return load_corpus(self.data, raw_bin=self.raw_bin)
 
 
 def counter_hash(seed: int, start: int, count: int) -> np.ndarray:

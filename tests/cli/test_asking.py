@@ -1,0 +1,139 @@
+"""ask and tell: a study whose runs somebody else makes, from the first question to the verdict."""
+
+import math
+
+import pytest
+
+from muonlab.records import Record, Store
+
+STUDY = """
+task = "external:mine"
+optimizers = ["adamw", "muon"]
+tokens = 1_000_000
+batch_tokens = 10_000
+tune = ["opt.lr"]
+seeds = 3
+[settings]
+task.width = 512
+"""
+LADDER = """
+task = "external:mine"
+ratios = [1.0, 2.0, 4.0]
+batch_tokens = 10_000
+tune = ["opt.lr"]
+[sizes]
+s = { task.params = 100_000 }
+m = { task.params = 400_000 }
+l = { task.params = 1_600_000 }
+"""
+
+
+def loss_of(run: dict) -> float:
+    """A trainer on which Muon needs two thirds of the tokens."""
+    speed, best = (1.5, 0.02) if run["optimizer"] == "muon" else (1.0, 0.008)
+    noise = int(run["key"][:6], 16) / 16**6 - 0.5
+    lr = run["hyperparameters"]["opt.lr"]
+    return 2 + (speed * run["tokens"] / 1e6) ** -0.4 + 0.06 * math.log2(lr / best) ** 2 + 0.01 * noise
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def asked(program, study, store) -> dict:
+    return program("ask", study, "--store", store, "--json").json
+
+
+def test_a_whole_comparison_by_ask_and_tell(program, study, tmp_path) -> None:
+    store = tmp_path / "s.db"
+    rounds = 0
+    while rounds < 40:
+        document = asked(program, study, store)
+        if "runs" not in document:
+            break
+        rounds += 1
+        assert document["done"] is False and document["runs"]
+        with Store(store) as opened:
+            for run in document["runs"]:
+                spec = opened.requested(run["key"])
+                assert (spec.key, spec.num_steps, spec.seed) == (run["key"], run["num_steps"], run["seed"])
+                opened.put(
+                    Record(spec=spec, outcome="ok", final_loss=loss_of(run), tokens=run["tokens"], step_seconds=0.1)
+                )
+    assert 2 < rounds < 40
+    assert document["verdict"].startswith("muon is better than tuned adamw: 1.")
+    assert document["speedup"]["muon"]["low"] < 1.5 < document["speedup"]["muon"]["high"]
+
+
+def test_the_first_question_of_a_ladder(program, study, tmp_path) -> None:
+    study.write_text(LADDER)
+    runs = asked(program, study, tmp_path / "s.db")["runs"]
+    assert {run["task_options"]["params"] for run in runs} == {100_000, 400_000}
+    assert {run["tokens"] for run in runs} == {2_000_000, 4_000_000, 8_000_000}
+
+
+def test_a_result_is_told_once_by_the_beginning_of_its_key(program, study, tmp_path) -> None:
+    store = tmp_path / "s.db"
+    run = asked(program, study, store)["runs"][0]
+    result = tmp_path / "r.json"
+    result.write_text('{"loss": 3.25, "step_seconds": 0.5, "params": 1000}')
+    told = program("tell", run["key"][:10], result, "--store", store)
+    assert told.out == f"run {run['key'][:12]} is ok, loss 3.25\n"
+    program("tell", run["key"][:10], result, "--store", store)
+    assert run["key"] not in {one["key"] for one in asked(program, study, store)["runs"]}
+    result.write_text('{"loss": 3.5}')
+    again = program("tell", run["key"], result, "--store", store)
+    assert "already has the outcome ok, loss 3.25" in again.said()
+    with Store(store) as opened:
+        record = opened.find(run["key"][:10])
+    assert (record.final_loss, record.step_seconds, record.num_params) == (3.25, 0.5, 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "a result needs a finite loss"),
+        ('{"loss": "low"}', "a result needs a finite loss"),
+        ('{"outcome": "failed"}', "a result needs a finite loss"),
+        ('{"outcome": "ok"}', "a result needs a finite loss"),
+        ('{"los": 3.0}', "did you mean 'loss'"),
+        ("[3.0]", "must be an object"),
+        ("3,0", "is not JSON"),
+        ('{"loss": 3.0, "wall_seconds": "long"}', "a result has numbers"),
+    ],
+)
+def test_a_bad_result_changes_nothing(program, study, tmp_path, text, message) -> None:
+    store, result = tmp_path / "s.db", tmp_path / "r.json"
+    key = asked(program, study, store)["runs"][0]["key"]
+    result.write_text(text)
+    assert message in program("tell", key, result, "--store", store).said()
+    with Store(store) as opened:
+        assert opened.count() == 0
+
+
+def test_divergence_is_a_result(program, study, tmp_path) -> None:
+    store, result = tmp_path / "s.db", tmp_path / "r.json"
+    key = asked(program, study, store)["runs"][0]["key"]
+    for text in ('{"outcome": "diverged", "diverged_step": 7}', '{"loss": NaN}'):
+        result.write_text(text)
+        assert "is diverged" in program("tell", key, result, "--store", store).out
+
+
+def test_what_was_not_asked_for_cannot_be_told(program, study, tmp_path) -> None:
+    store, result = tmp_path / "s.db", tmp_path / "r.json"
+    asked(program, study, store)
+    result.write_text('{"loss": 3.0}')
+    assert "no request" in program("tell", "0" * 64, result, "--store", store).said()
+
+
+def test_an_external_task_is_not_trained_here(program, tmp_path) -> None:
+    assert "muonlab ask" in program("train", "external:mine").said()
+    assert "muonlab ask" in program("compare", "external:mine", "--tokens", "100000").said()
+
+
+def test_the_kind_of_a_study_is_checked(program, study, tmp_path) -> None:
+    study.write_text(f'kind = "lader"\n{STUDY}')
+    assert "did you mean 'ladder'" in program("ask", study).said()
