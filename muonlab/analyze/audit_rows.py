@@ -352,6 +352,13 @@ def _tuned(rows: Iterable[Mapping[str, Any]], length: str) -> tuple[dict[Key, di
     return dict(cells), where
 
 
+def from_runs(runs: Sequence[Run], **judged: Any) -> Evidence:
+    """Runs of whatever origin, a row each; where they stand is what findings name."""
+    columns = frozenset({name for run in runs for name in run.settings})
+    columns |= {name for name in ("seed", "horizon_tokens") if any(getattr(run, name) is not None for run in runs)}
+    return Evidence(rows=tuple(Row(run=run, line=run.where) for run in runs), columns=columns, **judged)
+
+
 def from_store(records: Iterable[Record], **judged: Any) -> Evidence:
     """The ends of the runs of a store with all that determined them; a line is the key of a record."""
     kept = [record for record in records if record.outcome != "failed"]

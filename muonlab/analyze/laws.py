@@ -91,9 +91,9 @@ class HyperLaw:
             plain = all(_is_number(value) for value in values) and len(values) > 1
             return Prediction(most, *((float(min(values)), float(max(values))) if plain else (None, None)))
         centre, half = self.curve.at(math.log(params) - self.units[0], math.log(tokens) - self.units[1])
-        ends = sorted(_from_scale(centre + sign * half, self.kind) for sign in (-1, 1))
+        low, high = sorted(_from_scale(centre + sign * half, self.kind) for sign in (-1, 1))
         value = most if self.form == "constant" else self._rounded(_from_scale(centre, self.kind))
-        return Prediction(value, *(_digits(end, self.kind) for end in ends))
+        return Prediction(value, _digits(low, self.kind, -1), _digits(high, self.kind, 1))
 
     def _rounded(self, value: float) -> Value:
         values = [value for value, _ in self.counts]
@@ -277,8 +277,12 @@ def _from_scale(u: float, kind: str) -> float:
     return min(value, 1.0) if kind == "fraction" else value
 
 
-def _digits(value: float, kind: str) -> float:
-    """Two significant digits, of 1 - value where that is what counts."""
-    if kind != "momentum":
-        return float(f"{value:.2g}")
-    return round(1.0 - float(f"{1.0 - value:.2g}"), 12)
+def _digits(value: float, kind: str, side: int = 0) -> float:
+    """Two significant digits, of 1 - value where that is what counts; `side` -1 never rounds up, 1 never down."""
+    x, side = (1.0 - value, -side) if kind == "momentum" else (value, side)
+    if x <= 0.0:
+        return value
+    scale = 10.0 ** (1 - math.floor(math.log10(x)))
+    count = {-1: math.floor(x * scale + 1e-6), 0: round(x * scale), 1: math.ceil(x * scale - 1e-6)}[side]
+    x = float(f"{count / scale:.12g}")
+    return round(1.0 - x, 12) if kind == "momentum" else x

@@ -69,29 +69,28 @@ def fit_power_with_floor(n: Array, d: Array, u: Array, without: PowerFit, least:
     def residuals(theta: Array) -> Array:
         return np.array([_at(theta, *place)[0] for place in zip(n, d, strict=True)]) - u
 
-    def slopes(theta: Array) -> Array:
-        return np.array([_at(theta, *place)[1] for place in zip(n, d, strict=True)])
-
-    def penalised(theta: Array) -> Array:
-        return np.concatenate([residuals(theta), weight * theta[1:3] / EXPONENT_SD])
-
-    power = float(((start[0] - start[1] * n - start[2] * d - u) ** 2).sum())
-    weight = max(math.sqrt(power / max(1, len(u) - 3)), least, MIN_DEVIATION)
-    lowest = float(u.min())
-    starts = [np.array([start[0], *(2 * start[1:]), lowest - below]) for below in (0.1, 0.7, 2.0)]
-    found = [
-        optimize.least_squares(
-            penalised, one, bounds=([-np.inf] * 3 + [lowest - 20.0], [np.inf] * 3 + [lowest + 1.0]), max_nfev=300
+    def search(begin: Array, deviation: float) -> optimize.OptimizeResult:
+        """The best fit near `begin`, the prior of the exponents weighing as much as the deviation makes it."""
+        bounds = ([-np.inf] * 3 + [lowest - 20.0], [np.inf] * 3 + [lowest + 1.0])
+        return optimize.least_squares(
+            lambda theta: np.concatenate([residuals(theta), deviation * theta[1:3] / EXPONENT_SD]),
+            begin,
+            bounds=bounds,
+            max_nfev=300,
         )
-        for one in starts
-    ]
-    best = min(found, key=lambda one: one.cost).x
+
+    power, degrees = float(((start[0] - start[1] * n - start[2] * d - u) ** 2).sum()), len(u) - 4
+    lowest, deviation = float(u.min()), max(least, MIN_DEVIATION)
+    begins = [np.array([start[0], *(2 * start[1:]), lowest - below]) for below in (0.1, 0.7, 2.0)]
+    best = min((search(begin, deviation) for begin in begins), key=lambda found: found.cost).x
+    for _ in range(3):
+        deviation = max(math.sqrt(float((residuals(best) ** 2).sum()) / degrees), least, MIN_DEVIATION)
+        best = search(best, deviation).x
     squares = float((residuals(best) ** 2).sum())
     if _aicc(squares, len(u), 4, least) > _aicc(power, len(u), 3, least) - FLOOR_GAIN:
         return None
-    degrees = len(u) - 4
     deviation = max(math.sqrt(squares / degrees), least, MIN_DEVIATION)
-    jacobian = slopes(best)
+    jacobian = np.array([_at(best, *place)[1] for place in zip(n, d, strict=True)])
     prior = np.diag([0.0, EXPONENT_SD**-2, EXPONENT_SD**-2, 0.0])
     covariance = np.linalg.pinv(jacobian.T @ jacobian / deviation**2 + prior)
     return PowerFit(best, covariance, deviation, _quantile(degrees if deviation > least else 0))

@@ -50,6 +50,7 @@ class Cell:
     tokens: float
     settings: Mapping[str, Value]
     losses: tuple[float, ...]
+    seeds: tuple[int | None, ...]  # in the order of `losses`
     num_configurations: int  # among which that one was the best
 
     @property
@@ -140,6 +141,7 @@ def best_cells(runs: Iterable[Run]) -> dict[tuple[str, str, float], Cell]:
                 tokens=key[2],
                 settings=best[0].settings,
                 losses=tuple(run.loss for run in best if run.loss is not None),
+                seeds=tuple(run.seed for run in best),
                 num_configurations=len(tried),
             )
     return cells

@@ -16,7 +16,7 @@ from muonlab.analyze.significance import LEVEL, Noise
 from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap_speedup, finite, fit_data_law
 from muonlab.errors import UsageError, unknown
 
-__all__ = ["At", "Extrapolation", "SpeedupTable", "speedup_table"]
+__all__ = ["At", "Extrapolation", "SpeedupTable", "speedup_row", "speedup_table"]
 
 TOKENS_PER_PARAM = 20  # 1x Chinchilla [Hoffmann et al. 2022]
 MIN_LENGTHS = 3  # of the baseline, to fit a law
@@ -87,7 +87,7 @@ def speedup_table(
             fits[size] = _law(law_cells, noise)
         else:
             notes.append(f"{size}: no speedup, {baseline} has {len(law_cells)} of the three lengths that a law needs")
-        rows += [_row(cell, law_cells, noise) for cell in here if cell.optimizer != baseline]
+        rows += [speedup_row(cell, law_cells, noise) for cell in here if cell.optimizer != baseline]
     if not fits:
         raise UsageError(f"not identifiable: {baseline} has at no size the three lengths that a law needs")
     joint, extrapolations = _extrapolate(list(cells.values()), baseline, noise, at, notes)
@@ -138,7 +138,8 @@ def _law(cells: Sequence[Cell], noise: Noise) -> dict[str, float]:
     }
 
 
-def _row(cell: Cell, baseline: Sequence[Cell], noise: Noise) -> SpeedupRow:
+def speedup_row(cell: Cell, baseline: Sequence[Cell], noise: Noise) -> SpeedupRow:
+    """The speedup of one cell by the law through the baseline's cells at that size, from the shortest."""
     point = low = high = None
     flag = "undefined"
     if len(baseline) >= MIN_LENGTHS:

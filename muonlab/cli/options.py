@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 __all__ = [
-    "DEFAULT_ARTIFACTS", "DEFAULT_STORE", "Artifacts", "BatchTokens", "Compile", "Config", "Data", "Device", "DryRun",
-    "Json", "Margin", "MaxRuns", "NoProgress", "Optimizer", "Optimizers", "Out", "Precision", "Set", "StoreUrl", "Task",
-    "Threads", "Tokens", "Variant", "Workers",
+    "DEFAULT_ARTIFACTS", "DEFAULT_STORE", "TASK", "Artifacts", "BatchTokens", "Compile", "Config", "Data", "Device",
+    "DryRun", "Json", "Margin", "MaxRuns", "NoProgress", "Optimizer", "Optimizers", "Out", "Precision", "Set",
+    "StoreUrl", "Task", "Threads", "Tokens", "Variant", "Workers",
 ]  # fmt: skip
 
 DEFAULT_STORE = "muonlab.db"
@@ -16,7 +16,8 @@ DEFAULT_ARTIFACTS = Path("muonlab-artifacts")
 
 OWN = "path/to/file.py:Class or module:Class"
 
-Task = Annotated[str, typer.Argument(metavar="TASK", help=f"text, or a task of your own: {OWN}")]
+TASK = typer.Argument(metavar="TASK", help=f"text, text-synthetic, or a task of your own: {OWN}")
+Task = Annotated[str, TASK]
 Optimizer = Annotated[str, typer.Option("--optimizer", help=f"Name of an optimizer, or one of your own: {OWN}.")]
 Optimizers = Annotated[
     str | None,

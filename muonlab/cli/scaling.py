@@ -1,13 +1,16 @@
 """speedup, fit: the analyses of the ladder on anybody's runs."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from muonlab.cli import options as opt
+from muonlab.cli.arguments import command_line
 from muonlab.cli.laboratory import print_json
-from muonlab.cli.show import print_parts
+from muonlab.cli.show import print_parts, show_comparison
 from muonlab.cli.tables import Column, Runs, read_runs
 from muonlab.errors import UsageError, unknown
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from muonlab.analyze.runs import Run
     from muonlab.analyze.significance import Noise
 
-__all__ = ["fit", "speedup"]
+__all__ = ["NoiseNats", "Where", "compare_table", "fit", "speedup"]
 
 NoiseNats = Annotated[
     float | None,
@@ -97,6 +100,21 @@ def fit(
     from muonlab.report.scaling import fit_table
 
     print_parts(fit_table(finding))
+
+
+def compare_table(
+    source: str, baseline: str, noise: float | None, margin: float | None, where: Sequence[str] | None,
+    columns: Sequence[str] | None, out: Path | None, json: bool,
+) -> None:  # fmt: skip
+    """Compare the runs of a table or store, at one size."""
+    from muonlab.analyze.audit import audit, from_runs
+    from muonlab.analyze.tabled import compare_runs
+
+    runs = chosen(read_runs(source, columns, ("optimizer", "tokens", "loss")), where)
+    objections = audit(from_runs(runs, baseline=baseline, noise_nats=noise))
+    finding = compare_runs(runs, baseline, objections, noise_nats=noise, margin_nats=margin)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    show_comparison(finding, 0, out or Path("muonlab-report.html"), created, command_line(), json)
 
 
 def chosen(runs: Sequence["Run"], where: Sequence[str] | None) -> list["Run"]:

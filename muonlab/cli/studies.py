@@ -10,7 +10,9 @@ import typer
 from muonlab.cli import options as opt
 from muonlab.cli.arguments import check_out, command_line, names, paths, values
 from muonlab.cli.laboratory import Laboratory, users_code
+from muonlab.cli.scaling import NoiseNats, Where, compare_table
 from muonlab.cli.show import show_comparison, show_price, show_tuning
+from muonlab.cli.tables import Column
 from muonlab.errors import UsageError
 
 __all__ = ["compare", "demo", "report", "tune"]
@@ -46,13 +48,20 @@ def demo(
 
 
 def compare(
-    task: opt.Task,
+    task: Annotated[str | None, opt.TASK] = None,
     optimizers: opt.Optimizers = None,
     baseline: Annotated[
         str | None, typer.Option(help="What the others are measured against.", show_default="the first")
     ] = None,
     variant: opt.Variant = None,
     margin: opt.Margin = None,
+    table: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE.csv|STORE", help="Compare these runs, and run nothing."),
+    ] = None,
+    noise: NoiseNats = None,
+    where: Where = None,
+    column: Column = None,
     data: opt.Data = None,
     tokens: opt.Tokens = None,
     batch_tokens: opt.BatchTokens = None,
@@ -84,7 +93,14 @@ def compare(
     A --variant is named where optimizers are, or joins the default ones; what it sets is not tuned.
 
     Results are kept in the store: the same command again runs nothing, and after an interruption it goes on.
+
+    With --from the runs are anybody's: columns as for `muonlab speedup`, at one size; what `muonlab audit` calls an
+    error is a broken check.
     """
+    if table is not None:
+        return compare_table(table, baseline or "adamw", noise, margin, where, column, out, json)
+    if task is None and config is None:
+        raise UsageError("a comparison needs a TASK, such as text; or runs that there are, with --from FILE.csv")
     flags = {
         "task": task, "optimizers": names(optimizers), "baseline": baseline, "data": paths(data),
         "horizon_tokens": tokens, "batch_tokens": batch_tokens, "num_seeds": seeds, "first_seed": seed,

@@ -1,0 +1,80 @@
+"""A comparison from a table: the tests of the laboratory on anybody's runs."""
+
+import math
+
+import numpy as np
+import pytest
+
+from muonlab.analyze.audit import audit, from_runs
+from muonlab.analyze.runs import Run
+from muonlab.analyze.tabled import compare_runs
+from muonlab.errors import UsageError
+
+LENGTHS = (1e8, 2e8, 4e8)
+BEST = {"adamw": 0.004, "muon": 0.02}
+
+
+def table(speed: float = 1.4, noise: float = 0.004, seeds: int = 4, lengths=LENGTHS, seed: int = 0) -> list[Run]:
+    rng = np.random.default_rng(seed)
+    return [
+        Run(
+            optimizer=name, size="10m", params=1e7, tokens=tokens, seed=s, settings={"lr": lr}, where=f"{name} {s}",
+            loss=2 + (factor * tokens / 1e8) ** -0.4 + 0.06 * math.log2(lr / BEST[name]) ** 2
+            + noise * rng.standard_normal(),
+        )
+        for name, factor in (("adamw", 1.0), ("muon", speed)) for tokens in lengths
+        for lr in (BEST[name] / 2, BEST[name], BEST[name] * 2) for s in range(seeds)
+    ]  # fmt: skip
+
+
+def compared(runs, **asked):
+    return compare_runs(runs, "adamw", audit(from_runs(runs)), **asked)
+
+
+def test_a_planted_difference_is_found_with_its_speedup() -> None:
+    finding = compared(table())
+    assert finding.contrasts["muon"].judgement == "better"
+    speedup = finding.speedup["muon"]
+    assert speedup.low < 1.4 < speedup.high and speedup.flag == "" and speedup.horizon_tokens == 2e8
+    assert finding.verdict.startswith("muon is better than tuned adamw: 1.")
+    assert finding.optimizers["muon"].hyperparameters == {"lr": 0.02}
+
+
+def test_nothing_is_found_where_nothing_is() -> None:
+    judged = [compared(table(1.0, noise=0.02, seed=seed)).contrasts["muon"].judgement for seed in range(20)]
+    assert judged.count("unresolved") >= 18
+
+
+def test_an_optimum_on_an_edge_withholds_the_verdict() -> None:
+    runs = [run for run in table() if run.optimizer == "muon" or run.settings["lr"] < 0.005]
+    finding = compared(runs)
+    assert finding.verdict.startswith("Verdict withheld: interior")
+    assert finding.contrasts["muon"].judgement == "withheld"
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ([run for run in table() if run.optimizer == "muon"], "unknown baseline 'adamw'"),
+        ([run for run in table() if run.optimizer == "adamw"], "nothing to compare adamw with"),
+        ([r for r in table() if (r.optimizer == "adamw") == (r.tokens < 3e8)], "no length"),
+        (table(seeds=1), "no run has a second seed"),
+        ([], "no run finished"),
+    ],
+)
+def test_tables_that_cannot_be_compared(runs, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        compared(runs)
+
+
+def test_several_sizes_are_not_mixed() -> None:
+    import dataclasses
+
+    runs = table() + [dataclasses.replace(run, size="20m", params=2e7) for run in table()]
+    with pytest.raises(UsageError, match="choose one with --where size=10m"):
+        compared(runs)
+
+
+def test_runs_without_seeds_take_the_noise_that_is_named() -> None:
+    finding = compared([run for run in table() if run.seed == 0], noise_nats=0.004)
+    assert finding.contrasts["muon"].judgement == "better" and finding.optimizers["muon"].num_seeds == 1
