@@ -1,0 +1,118 @@
+"""speedup, fit and compare --from on files as people have them."""
+
+import json
+
+import pytest
+
+HEAD = "optimizer,size,params,tokens,loss,seed\n"
+
+
+@pytest.fixture
+def runs(program):
+    """Muon is 1.4 times as fast; five lengths, two seeds."""
+    lines = [
+        f"{name},10m,1e7,{tokens:g},{2 + (speed * tokens / 1e8) ** -0.4 + 0.001 * (-1) ** seed:.5f},{seed}"
+        for name, speed in (("adamw", 1.0), ("muon", 1.4))
+        for tokens in (1e8, 2e8, 4e8, 8e8, 16e8)
+        for seed in (0, 1)
+    ]
+    path = program.folder / "runs.csv"
+    path.write_text(HEAD + "\n".join(lines) + "\n")
+    return path
+
+
+def test_speedup_has_the_documented_keys(program, runs) -> None:
+    document = program("speedup", runs, "--json").json
+    row = document["rows"][0]
+    assert {"optimizer", "size", "params", "tokens", "loss", "speedup", "low", "high", "flag"} <= row.keys()
+    assert row["optimizer"] == "muon" and row["speedup"] == pytest.approx(1.4, abs=0.01)
+    assert document["fits"]["10m"]["exponent"] == pytest.approx(0.4, abs=0.02)
+    assert document["fits"]["10m"]["b"] == pytest.approx(2.0, abs=0.02)
+
+
+def test_speedup_shows_a_table_with_ratios_and_notes(program, runs) -> None:
+    out = program("speedup", runs).out
+    assert "1.40x" in out and "0.5x" in out and "Laws of adamw" in out
+
+
+def test_columns_can_be_named_and_rows_chosen(program, runs) -> None:
+    text = runs.read_text().replace("tokens", "D").replace("loss", "eval/loss")
+    runs.write_text(text + "adamw,20m,2e7,1e8,3.0,0\n")
+    asked = ("--column", "tokens=D", "--column", "loss=eval/loss", "--where", "size=10m")
+    assert len(program("speedup", runs, *asked, "--json").json["rows"]) == 5
+    assert "did you mean 'size'" in program("speedup", runs, *asked[:4], "--where", "sise=1").said()
+    assert "no row has size=7m" in program("speedup", runs, *asked[:4], "--where", "size=7m").said()
+
+
+def test_json_lines_of_a_tracker(program, runs) -> None:
+    names = HEAD.strip().split(",")
+    rows = [dict(zip(names, line.split(","), strict=True)) for line in runs.read_text().splitlines()[1:]]
+    path = program.folder / "runs.jsonl"
+    nested = [
+        {"config": {"optimizer": row["optimizer"], "seed": int(row["seed"])}, "summary": {"loss": float(row["loss"])},
+         "tokens": float(row["tokens"]), "tags": None}
+        for row in rows
+    ]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, nested)))
+    asked = [
+        f"--column={ours}={theirs}"
+        for ours, theirs in {
+            "optimizer": "config.optimizer", "seed": "config.seed", "loss": "summary.loss",
+        }.items()
+    ]  # fmt: skip
+    assert program("speedup", path, *asked, "--json").json["rows"][0]["speedup"] == pytest.approx(1.4, abs=0.01)
+
+
+def test_fit_has_the_documented_keys(program, runs) -> None:
+    document = program("fit", runs, "--law", "data", "--where", "optimizer=adamw", "--json").json
+    assert {"law", "parameters", "intervals", "num_points"} <= document.keys()
+    assert document["num_points"] == 5 and document["parameters"]["b"] == pytest.approx(2.0, abs=0.02)
+    low, high = document["intervals"]["exponent"]
+    assert low < 0.4 < high
+
+
+def test_fit_wants_one_optimizer(program, runs) -> None:
+    assert "choose with --where optimizer=" in program("fit", runs).said()
+
+
+def test_compare_takes_a_table(program, runs) -> None:
+    done = program("compare", "--from", runs, "--json", "--out", "r.html")
+    assert done.json["speedup"]["muon"]["tokens"] == pytest.approx(1.4, abs=0.01)
+    assert (program.folder / "r.html").is_file()
+    assert "needs a TASK" in program("compare").said()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("adamw,10m,1e7,0,3.0,0", "line 22: tokens must be a number above 0"),
+        ("adamw,10m,1e7,1e8,abc,0", "line 22: loss must be a number"),
+        (",10m,1e7,1e8,3.0,0", "line 22: optimizer is empty"),
+        ("adamw,10m,1e7,1e8,3.0", "line 22 has 5 cells"),
+        ("adamw,10m,1e7,1e8,3.0,0", "are the same run twice"),
+    ],
+)
+def test_a_bad_row_is_named(program, runs, line, message) -> None:
+    runs.write_text(runs.read_text() + line + "\n")
+    assert message in program("speedup", runs).said()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--at", "7e9"), "--at wants PARAMS:TOKENS"),
+        (("--at", "0:1"), "numbers above 0"),
+        (("--baseline", "muno"), "did you mean 'muon'"),
+        (("--column", "loss"), "--column wants OURS=THEIRS"),
+        (("--column", "loss=los"), "did you mean 'loss'"),
+    ],
+)
+def test_bad_options_say_what_to_do(program, runs, arguments, message) -> None:
+    assert message in program("speedup", runs, *arguments).said()
+
+
+def test_files_that_are_not_there_or_empty(program) -> None:
+    (program.folder / "empty.csv").write_text(HEAD)
+    assert "has no rows" in program("speedup", "empty.csv").said()
+    assert "cannot read" in program("speedup", "missing.csv").said()
+    assert "does not exist" in program("speedup", "missing.db").said()
