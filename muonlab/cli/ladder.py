@@ -1,5 +1,6 @@
 """ladder: how the speedup, and what has to be tuned, change with model size and tokens per parameter."""
 
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -87,7 +88,8 @@ def ladder(
         return show_price(price, laboratory.num_workers, json)
     target = out or Path("muonlab-ladder.html")
     check_out(target)
-    asked = {**study.model_dump(mode="json"), "conventions": plan.conventions, "command": command_line()}
+    command = command_line()
+    asked = {**study.model_dump(mode="json"), "conventions": plan.conventions, "command": command}
     evidence, outcome = laboratory.run(
         protocol(plan.bases, plan.spaces, plan.sizes, plan.rules, asked), price.likely_tokens
     )
@@ -95,16 +97,21 @@ def ladder(
         records = opened.get(evidence.record_keys())
         if not opened.read_only:
             opened.save_study(study.key, "ladder", study.task, asked, evidence.to_dict())
-    show_ladder(conclude_ladder(evidence, records), outcome.num_executed, json)
+        created = next((row.created for row in opened.studies() if row.key == study.key), "")
+    show_ladder(conclude_ladder(evidence, records), outcome.num_executed, target, created, command, json)
     if outcome.num_failed:
         sys.exit(1)
 
 
-def show_ladder(finding: Any, executed: int, json: bool) -> None:
-    """The finding as tables, or as one JSON document."""
+def show_ladder(finding: Any, executed: int, out: Path, created: str, command: str, json: bool) -> None:
+    """The page in a file, and the finding as tables or as one JSON document."""
+    from muonlab.report import ladder_page, page
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it has much to say of a HOME that can't be written
+    page.write(out, ladder_page.render(finding, created=created, command=command))
     if json:
-        return print_json({"runs_executed": executed, **asdict(finding)})
+        return print_json({"runs_executed": executed, "report": str(out), **asdict(finding)})
     from muonlab.report.ladder import ladder_table
 
     print_parts(ladder_table(finding))
-    print(f"\n{executed} runs executed.")
+    print(f"\n{executed} runs executed. Report: {out}")

@@ -1,6 +1,7 @@
 """speedup, fit: the analyses of the ladder on anybody's runs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from muonlab.cli import options as opt
-from muonlab.cli.arguments import command_line
+from muonlab.cli.arguments import command_line, names
 from muonlab.cli.laboratory import print_json
 from muonlab.cli.show import print_parts, show_comparison
 from muonlab.cli.tables import Column, Runs, read_runs
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from muonlab.analyze.runs import Run
     from muonlab.analyze.significance import Noise
 
-__all__ = ["NoiseNats", "Where", "compare_table", "fit", "speedup"]
+__all__ = ["NoiseNats", "Settings", "Where", "compare_table", "fit", "speedup"]
 
 NoiseNats = Annotated[
     float | None,
@@ -29,6 +30,12 @@ Where = Annotated[
     list[str] | None,
     typer.Option("--where", metavar="NAME=VALUE", help="Only rows with that value in that column; repeatable."),
 ]
+
+Settings = Annotated[
+    str | None,
+    typer.Option("--settings", metavar="NAMES", help="Columns that are settings, comma-separated.",
+                 show_default="every column without another meaning"),
+]  # fmt: skip
 
 
 def speedup(
@@ -46,6 +53,7 @@ def speedup(
         ),
     ] = None,
     where: Where = None,
+    settings: Settings = None,
     column: Column = None,
     json: opt.Json = False,
 ) -> None:
@@ -58,7 +66,7 @@ def speedup(
     from muonlab.analyze.speedups import speedup_table
 
     places = [_place(text) for text in at or ()]
-    runs = chosen(read_runs(source, column, ("optimizer", "tokens", "loss")), where)
+    runs = chosen(read_runs(source, column, ("optimizer", "tokens", "loss")), where, settings)
     finding = speedup_table(runs, baseline, noise_nats=noise, at=places)
     if json:
         return print_json(finding.to_dict())
@@ -77,6 +85,7 @@ def fit(
         typer.Option("--huber", min=1e-12, help="Of the chinchilla law: errors of log loss above this are outliers."),
     ] = 1e-3,
     where: Where = None,
+    settings: Settings = None,
     column: Column = None,
     json: opt.Json = False,
 ) -> None:
@@ -89,7 +98,7 @@ def fit(
     from muonlab.analyze.scaling import fit as fitted
 
     needs = ("params", "tokens", "loss") if law == "chinchilla" else ("tokens", "loss")
-    runs = chosen(read_runs(source, column, needs), where)
+    runs = chosen(read_runs(source, column, needs), where, settings)
     points, spread = _points(runs, law, noise)
     if drop_worst >= len(points):
         raise UsageError(f"--drop-worst {drop_worst} leaves none of {len(points)} points")
@@ -104,33 +113,40 @@ def fit(
 
 def compare_table(
     source: str, baseline: str, noise: float | None, margin: float | None, where: Sequence[str] | None,
-    columns: Sequence[str] | None, out: Path | None, json: bool,
+    settings: str | None, columns: Sequence[str] | None, out: Path | None, json: bool,
 ) -> None:  # fmt: skip
     """Compare the runs of a table or store, at one size."""
     from muonlab.analyze.audit import audit, from_runs
     from muonlab.analyze.tabled import compare_runs
 
-    runs = chosen(read_runs(source, columns, ("optimizer", "tokens", "loss")), where)
+    runs = chosen(read_runs(source, columns, ("optimizer", "tokens", "loss")), where, settings)
     objections = audit(from_runs(runs, baseline=baseline, noise_nats=noise))
     finding = compare_runs(runs, baseline, objections, noise_nats=noise, margin_nats=margin)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     show_comparison(finding, 0, out or Path("muonlab-report.html"), created, command_line(), json)
 
 
-def chosen(runs: Sequence["Run"], where: Sequence[str] | None) -> list["Run"]:
-    """The runs with the values that --where asks for."""
+def chosen(runs: Sequence["Run"], where: Sequence[str] | None, settings: str | None = None) -> list["Run"]:
+    """The runs with the values that --where asks for, and of their settings those that --settings names."""
     from muonlab.study.config import parse_setting
 
     kept = list(runs)
+    known = set().union(*(run.settings for run in runs))
+    valid = {"optimizer", "size", "params", "tokens", "seed"} | known
     for name, value in (parse_setting(text, "--where") for text in where or ()):
-        valid = {"optimizer", "size", "params", "tokens", "seed"}.union(*(run.settings for run in runs))
         if name not in valid:
             raise unknown("column", name, valid)
         values = {str(_value(run, name)) for run in kept}
         kept = [run for run in kept if str(_value(run, name)) == str(value) or _value(run, name) == value]
         if not kept:
             raise UsageError(f"no row has {name}={value}: there are {', '.join(sorted(values)[:8])}")
-    return kept
+    named = names(settings)
+    if named is None:
+        return kept
+    for name in named:
+        if name not in known:
+            raise unknown("column", name, known)
+    return [replace(run, settings={n: v for n, v in run.settings.items() if n in named}) for run in kept]
 
 
 def _value(run: "Run", name: str) -> Any:

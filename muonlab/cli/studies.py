@@ -10,7 +10,8 @@ import typer
 from muonlab.cli import options as opt
 from muonlab.cli.arguments import check_out, command_line, names, paths, values
 from muonlab.cli.laboratory import Laboratory, users_code
-from muonlab.cli.scaling import NoiseNats, Where, compare_table
+from muonlab.cli.ladder import show_ladder
+from muonlab.cli.scaling import NoiseNats, Settings, Where, compare_table
 from muonlab.cli.show import show_comparison, show_price, show_tuning
 from muonlab.cli.tables import Column
 from muonlab.errors import UsageError
@@ -61,6 +62,7 @@ def compare(
     ] = None,
     noise: NoiseNats = None,
     where: Where = None,
+    columns_set: Settings = None,
     column: Column = None,
     data: opt.Data = None,
     tokens: opt.Tokens = None,
@@ -98,7 +100,7 @@ def compare(
     error is a broken check.
     """
     if table is not None:
-        return compare_table(table, baseline or "adamw", noise, margin, where, column, out, json)
+        return compare_table(table, baseline or "adamw", noise, margin, where, columns_set, column, out, json)
     if task is None and config is None:
         raise UsageError("a comparison needs a TASK, such as text; or runs that there are, with --from FILE.csv")
     flags = {
@@ -170,21 +172,26 @@ def report(
     json: opt.Json = False,
 ) -> None:
     """Show a finished study again, and write its HTML report. Runs nothing."""
-    from muonlab.records.evidence import Evidence
+    from muonlab.records.evidence import Evidence, LadderEvidence
     from muonlab.records.store import Store
-    from muonlab.study.fairness import conclude
+    from muonlab.study.fairness import conclude, conclude_ladder
 
+    kinds: dict[str, tuple[Any, Any, Any]] = {
+        "comparison": (Evidence, conclude, show_comparison),
+        "ladder": (LadderEvidence, conclude_ladder, show_ladder),
+    }
     with Store(store, read_only=True) as opened:
         saved = opened.study(study)
-        evidence = Evidence.from_dict(saved.result)
+        if saved.kind not in kinds:
+            raise UsageError(f"study {saved.key[:12]} is a {saved.kind}; only {' and '.join(kinds)} have a report")
+        read, finding_of, show = kinds[saved.kind]
+        evidence = read.from_dict(saved.result)
         records = opened.get(evidence.record_keys())
     missing = set(evidence.record_keys()) - set(records)
     if missing:
         raise UsageError(f"{len(missing)} runs of study {saved.key[:12]} are no longer in {store}: run it again")
-    finding = conclude(evidence, records)
-    show_comparison(
-        finding, 0, out or Path("muonlab-report.html"), saved.created, str(saved.config.get("command", "")), json
-    )
+    finding = finding_of(evidence, records)
+    show(finding, 0, out or Path("muonlab-report.html"), saved.created, str(saved.config.get("command", "")), json)
 
 
 def _add_variants(chosen: dict[str, Any], texts: list[str]) -> None:

@@ -50,8 +50,8 @@ def test_json_lines_of_a_tracker(program, runs) -> None:
     path = program.folder / "runs.jsonl"
     nested = [
         {"config": {"optimizer": row["optimizer"], "seed": int(row["seed"])}, "summary": {"loss": float(row["loss"])},
-         "tokens": float(row["tokens"]), "tags": None}
-        for row in rows
+         "tokens": float(row["tokens"]), "tags": None, "runtime": number}
+        for number, row in enumerate(rows)
     ]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, nested)))
     asked = [
@@ -60,7 +60,10 @@ def test_json_lines_of_a_tracker(program, runs) -> None:
             "optimizer": "config.optimizer", "seed": "config.seed", "loss": "summary.loss",
         }.items()
     ]  # fmt: skip
-    assert program("speedup", path, *asked, "--json").json["rows"][0]["speedup"] == pytest.approx(1.4, abs=0.01)
+    document = program("speedup", path, *asked, "--settings", "", "--json").json
+    assert document["rows"][0]["speedup"] == pytest.approx(1.4, abs=0.01)
+    assert document["rows"][0]["num_configurations"] == 1
+    assert "did you mean 'runtime'" in program("speedup", path, *asked, "--settings", "runtim").said()
 
 
 def test_fit_has_the_documented_keys(program, runs) -> None:
