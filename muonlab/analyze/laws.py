@@ -161,9 +161,10 @@ def _fitted(optima: Sequence[Optimum], coordinate: str, grid: Sequence[Value]) -
     if not optima:
         raise UsageError(f"there is no tuned value of {coordinate or 'it'} to predict from")
     kind, values = kind_of(coordinate), [one.value for one in optima]
+    descending = sorted(optima, key=lambda one: -one.params * one.tokens)
     shared = {
         "coordinate": coordinate,
-        "counts": tuple(Counter(values).most_common()),
+        "counts": tuple(Counter(one.value for one in descending).most_common()),  # ties: at the larger scale
         "num_points": len(optima),
         "ranges": {
             name: (min(getattr(one, name) for one in optima), max(getattr(one, name) for one in optima))

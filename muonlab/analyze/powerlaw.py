@@ -34,7 +34,7 @@ class PowerFit:
     def at(self, n: float, d: float) -> tuple[float, float]:
         """Logarithm of the law, and half of the 95 % interval for a point there."""
         centre, slope = _at(self.theta, n, d)
-        return centre, self.quantile * math.sqrt(float(slope @ self.covariance @ slope) + self.deviation**2)
+        return float(centre), self.quantile * math.sqrt(float(slope @ self.covariance @ slope) + self.deviation**2)
 
     def interval(self, index: int) -> tuple[float, float]:
         """Of a parameter."""
@@ -67,17 +67,18 @@ def fit_power_with_floor(n: Array, d: Array, u: Array, without: PowerFit, least:
     start = without.theta
 
     def residuals(theta: Array) -> Array:
-        return np.array([_at(theta, *place)[0] for place in zip(n, d, strict=True)]) - u
+        return _at(theta, n, d)[0] - u
+
+    def penalties(theta: Array, deviation: float) -> Array:
+        return np.concatenate([residuals(theta), deviation * theta[1:3] / EXPONENT_SD])
+
+    def slopes(theta: Array, deviation: float) -> Array:
+        return np.concatenate([_at(theta, n, d)[1], deviation / EXPONENT_SD * np.eye(4)[1:3]])
 
     def search(begin: Array, deviation: float) -> optimize.OptimizeResult:
         """The best fit near `begin`, the prior of the exponents weighing as much as the deviation makes it."""
         bounds = ([-np.inf] * 3 + [lowest - 20.0], [np.inf] * 3 + [lowest + 1.0])
-        return optimize.least_squares(
-            lambda theta: np.concatenate([residuals(theta), deviation * theta[1:3] / EXPONENT_SD]),
-            begin,
-            bounds=bounds,
-            max_nfev=300,
-        )
+        return optimize.least_squares(penalties, begin, jac=slopes, bounds=bounds, args=(deviation,), max_nfev=300)
 
     power, degrees = float(((start[0] - start[1] * n - start[2] * d - u) ** 2).sum()), len(u) - 4
     lowest, deviation = float(u.min()), max(least, MIN_DEVIATION)
@@ -90,7 +91,7 @@ def fit_power_with_floor(n: Array, d: Array, u: Array, without: PowerFit, least:
     if _aicc(squares, len(u), 4, least) > _aicc(power, len(u), 3, least) - FLOOR_GAIN:
         return None
     deviation = max(math.sqrt(squares / degrees), least, MIN_DEVIATION)
-    jacobian = np.array([_at(best, *place)[1] for place in zip(n, d, strict=True)])
+    jacobian = _at(best, n, d)[1]
     prior = np.diag([0.0, EXPONENT_SD**-2, EXPONENT_SD**-2, 0.0])
     covariance = np.linalg.pinv(jacobian.T @ jacobian / deviation**2 + prior)
     return PowerFit(best, covariance, deviation, _quantile(degrees if deviation > least else 0))
@@ -106,15 +107,15 @@ def _aicc(squares: float, count: int, num_parameters: int, least: float) -> floa
     )
 
 
-def _at(theta: Array, n: float, d: float) -> tuple[float, Array]:
-    """Logarithm of the law and its slopes in theta; n and d are logarithms in its units."""
+def _at(theta: Array, n: Array | float, d: Array | float) -> tuple[Array, Array]:
+    """Logarithm of the law, and its slopes in theta along the last dimension."""
     power = theta[0] - theta[1] * n - theta[2] * d
-    slope = np.array([1.0, -n, -d])
+    slope = np.stack(np.broadcast_arrays(1.0, np.negative(n), np.negative(d)), axis=-1)
     if len(theta) == 3:
-        return float(power), slope
-    value = float(np.logaddexp(power, theta[3]))
-    share = math.exp(power - value)
-    return value, np.array([*(share * slope), 1.0 - share])
+        return power, slope
+    value = np.logaddexp(power, theta[3])
+    share = np.exp(power - value)[..., None]
+    return value, np.concatenate([share * slope, 1.0 - share], axis=-1)
 
 
 def _quantile(degrees: int) -> float:

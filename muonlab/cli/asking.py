@@ -118,7 +118,7 @@ def _study(path: Path) -> tuple[str, Any, Any]:
         raise UsageError('a comparison needs at least two optimizers: optimizers = ["adamw", "muon"]')
     with users_code():
         plan = plan_comparison(config)
-    asked = {**config.model_dump(mode="json"), "conventions": plan.conventions}
+    asked = {**config.model_dump(mode="json"), "conventions": plan.conventions, "starts": plan.starts}
     return kind, config, compare(plan.bases, plan.spaces, plan.rules, asked, plan.fixed)
 
 

@@ -89,7 +89,12 @@ def ladder(
     target = out or Path("muonlab-ladder.html")
     check_out(target)
     command = command_line()
-    asked = {**study.model_dump(mode="json"), "conventions": plan.conventions, "command": command}
+    asked = {
+        **study.model_dump(mode="json"),
+        "conventions": plan.conventions,
+        "starts": plan.starts,
+        "command": command,
+    }
     evidence, outcome = laboratory.run(
         protocol(plan.bases, plan.spaces, plan.sizes, plan.rules, asked), price.likely_tokens
     )

@@ -11,9 +11,10 @@ __all__ = ["score"]
 def score(path: Table, column: Column = None, json: opt.Json = False) -> None:
     """Score training algorithms by how fast each reaches the targets of many workloads, as AlgoPerf does.
 
-    Columns: submission, workload, time_to_target (in any unit; empty or inf: the target was missed). Optional: study
-    and trial, of which the best trial of a study and the median of the studies count; base, the workload of which a
-    row's workload is a held-out variant, so that a miss there cancels the base workload.
+    Columns: submission, workload, time_to_target (in any unit; empty or inf:
+    the target was missed). Optional: study and trial, of which the best trial
+    of a study and the median of the studies count; base, the workload of which
+    a row's workload is a held-out variant: a miss there cancels the base.
     """
     from muonlab.analyze.profiles import score as scored
     from muonlab.analyze.trials import from_rows

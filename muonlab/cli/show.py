@@ -69,7 +69,7 @@ def _summary(finding: Any, executed: int, out: Path) -> dict[str, Any]:
     }
 
 
-def show_tuning(result: Any, records: Any, json: bool) -> None:
+def show_tuning(result: Any, records: Any, starts: Any, json: bool) -> None:
     chosen = next(trial for trial in result.trials if dict(trial.settings) == dict(result.best))
     losses = [records[key].final_loss for key in chosen.keys]
     loss = sum(losses) / len(losses) if losses and None not in losses else None
@@ -77,11 +77,11 @@ def show_tuning(result: Any, records: Any, json: bool) -> None:
         moves = [asdict(move) for move in result.moves]
         return print_json(
             {"best": dict(result.best), "loss": loss, "num_runs": result.num_runs, "tokens": result.tokens,
-             "converged": result.converged, "edges": list(result.edges), "trajectory": moves}
+             "converged": result.converged, "edges": list(result.edges), "starts": starts, "trajectory": moves}
         )  # fmt: skip
     from muonlab.report.tables import tuning_table
 
-    print_parts(tuning_table(result, loss))
+    print_parts(tuning_table(result, loss, starts=starts))
 
 
 def show_price(price: Any, num_workers: int, json: bool) -> None:

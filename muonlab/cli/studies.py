@@ -160,7 +160,7 @@ def tune(
     )
     with Store(store) as opened:
         records = opened.get([key for trial in result.trials for key in trial.keys])
-    show_tuning(replace(result, optimizer=name), records, json)
+    show_tuning(replace(result, optimizer=name), records, plan.starts[name], json)
     if outcome.num_failed:
         sys.exit(1)
 
@@ -224,7 +224,12 @@ def _compare(chosen: dict[str, Any], laboratory: Laboratory, out: Path, json: bo
         return show_price(price, laboratory.num_workers, json)
     check_out(out)
     command = command_line()
-    asked = {**config.model_dump(mode="json"), "conventions": plan.conventions, "command": command}
+    asked = {
+        **config.model_dump(mode="json"),
+        "conventions": plan.conventions,
+        "starts": plan.starts,
+        "command": command,
+    }
     evidence, outcome = laboratory.run(
         protocol(plan.bases, plan.spaces, plan.rules, asked, plan.fixed), price.likely_tokens
     )

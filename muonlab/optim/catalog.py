@@ -32,6 +32,7 @@ from muonlab.roles import Role
 __all__ = [
     "Named",
     "OptimizerInfo",
+    "arguments",
     "build",
     "conventions",
     "get",
@@ -258,6 +259,17 @@ def build(
     if not isinstance(named_params, nn.Module):
         named_params = list(named_params)
     return cls(named_params, roles=roles or {}, **arguments)
+
+
+def arguments(optimizer: Named, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a constructor is given for dotted names.
+
+    Raises   UsageError as `build` does
+
+    >>> arguments("muon", {"opt.lr": 0.02, "aux.beta1": 0.8})
+    {'lr': 0.02, 'aux_betas': (0.8, 0.95), 'aux_lr': 0.006}
+    """
+    return _arguments(get(optimizer), hyperparameters)
 
 
 def polar_description(optimizer: Named, hyperparameters: Mapping[str, Any] | None = None) -> str:

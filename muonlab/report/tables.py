@@ -28,7 +28,7 @@ def comparison_table(finding: Comparison) -> list[RenderableType]:
         *([_paired(finding)] if finding.paired else []),
         _horizons(finding),
         checks_table(finding.checks),
-        Text(_cost(finding), style="dim"),
+        Text("\n".join([*_starts(finding), _cost(finding)]), style="dim"),
     )
 
 
@@ -166,6 +166,22 @@ def checks_table(checks: Sequence[Check]) -> Table:
     return table
 
 
+def _starts(finding: Comparison) -> list[str]:
+    """Where each tuning started, and who says so."""
+    starts = finding.config.get("starts", {})
+    return [f"{clean(name)} was tuned from {'; '.join(_by_source(starts[name]))}." for name in starts]
+
+
+def _by_source(starts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Starts of coordinates, those with one source together."""
+    sources = dict.fromkeys(str(at["source"]) for at in starts.values())
+    named = {
+        source: [f"{key} {show(at['value'], 'value')}" for key, at in starts.items() if at["source"] == source]
+        for source in sources
+    }
+    return [clean(f"{', '.join(values)} ({source})") for source, values in named.items()]
+
+
 def _cost(finding: Comparison) -> str:
     failed = f", {finding.num_failed} failed" if finding.num_failed else ""
     tuned = "; ".join(
@@ -246,9 +262,13 @@ def requests_table(runs: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
 
 
 def tuning_table(
-    tuning: Tuning, loss: float | None = None, losses: Mapping[str, float | None] | None = None
-) -> list[RenderableType]:
-    """Best settings and their mean loss, then every move made or refused; with `losses` (by record key) the trials."""
+    tuning: Tuning, loss: float | None = None, losses: Mapping[str, float | None] | None = None,
+    starts: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[RenderableType]:  # fmt: skip
+    """Best settings and their mean loss, then every move made or refused; with `losses` (by record key) the trials.
+
+    `starts` has, by coordinate, the `value` where its tuning started and the `source` of that.
+    """
     ended = "converged" if tuning.converged else "stopped by the cap on runs"
     head = (
         f"{clean(tuning.optimizer)} at {show(tuning.horizon_tokens, 'tokens')} tokens: {ended} after "
@@ -259,15 +279,17 @@ def tuning_table(
     if tuning.edges:
         head += f" On an edge of its grid: {clean(', '.join(tuning.edges))}."
     trials = [] if losses is None else [_trials(tuning, losses)]
-    return spaced(Text(head, style="bold"), _best(tuning), _moves(tuning), *trials)
+    sources = [Text(f"Started from {'; '.join(_by_source(starts))}.", style="dim")] if starts else []
+    return spaced(Text(head, style="bold"), _best(tuning, starts or {}), *sources, _moves(tuning), *trials)
 
 
-def _best(tuning: Tuning) -> Table:
+def _best(tuning: Tuning, starts: Mapping[str, Mapping[str, Any]]) -> Table:
     table = grid("Best settings")
-    table.add_column("coordinate", overflow="fold")
-    table.add_column("value", overflow="fold")
+    for name in ("coordinate", "value", *(("started at",) if starts else ())):
+        table.add_column(name, overflow="fold")
     for name, value in tuning.best.items():
-        table.add_row(cell(name), cell(show(value, "value")))
+        start = (show(starts[name]["value"], "value"),) if name in starts else ()
+        table.add_row(cell(name), cell(show(value, "value")), *start)
     return table
 
 

@@ -11,7 +11,7 @@ from muonlab.records.spec import Value
 from muonlab.roles import Role
 from muonlab.study.config import ComparisonConfig, LadderConfig, StudyConfig, validated
 from muonlab.study.ladder import LadderRules, Regime, phases
-from muonlab.study.plan import base_specs, check_tunable, conventions, named, tuning_rules
+from muonlab.study.plan import base_specs, check_tunable, conventions, named, starts_of, tuning_rules
 from muonlab.study.price import Part, Price, num_configurations
 from muonlab.study.space import coordinates
 from muonlab.tasks import catalog as tasks
@@ -35,6 +35,12 @@ class LadderPlan:
     def conventions(self) -> dict[str, dict[str, str]]:
         """Per optimizer, what must be said before its learning rate means anything."""
         return {name: conventions(next(iter(regimes.values()))) for name, regimes in self.bases.items()}
+
+    @property
+    def starts(self) -> dict[str, dict[str, dict[str, Value]]]:
+        """Per optimizer and tuned coordinate, where its tuning starts, and who says so."""
+        firsts = {name: next(iter(regimes.values())) for name, regimes in self.bases.items()}
+        return {name: starts_of(base, self.spaces[name]) for name, base in firsts.items()}
 
     def price(self) -> Price:
         """What it takes if lr alone is sensitive to scale and nothing is extended, and what it can take at most."""

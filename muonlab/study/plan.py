@@ -14,13 +14,22 @@ from muonlab.records.spec import Value
 from muonlab.study.compare import SHORTEST_RATIO, ComparisonRules
 from muonlab.study.config import ComparisonConfig, StudyConfig
 from muonlab.study.price import Part, Price, num_configurations
-from muonlab.study.space import check_names, coordinates, settable, start
+from muonlab.study.space import check_names, coordinates, settable, start, starts
 from muonlab.study.tune import TuningRules
 from muonlab.tasks import catalog as tasks
 from muonlab.tasks.rehearsal import rehearse
 from muonlab.train.loop import check_observation
 
-__all__ = ["Plan", "base_specs", "check_tunable", "conventions", "named", "plan_comparison", "tuning_rules"]
+__all__ = [
+    "Plan",
+    "base_specs",
+    "check_tunable",
+    "conventions",
+    "named",
+    "plan_comparison",
+    "starts_of",
+    "tuning_rules",
+]
 
 FIRST_TUNING_SEED = 1000  # added to the first seed: tuning seeds and final seeds never meet
 
@@ -38,6 +47,11 @@ class Plan:
     def conventions(self) -> dict[str, dict[str, str]]:
         """Per optimizer, what must be said before its learning rate means anything; of a user's own, its source too."""
         return {name: conventions(base) for name, base in self.bases.items()}
+
+    @property
+    def starts(self) -> dict[str, dict[str, dict[str, Value]]]:
+        """Per optimizer and tuned coordinate, where its tuning starts, and who says so."""
+        return {name: starts_of(base, self.spaces[name]) for name, base in self.bases.items()}
 
     def price(self, *, final_runs: bool = True) -> Price:
         """What it takes if no move is made, no grid extended and no seed added, and what it can take at most.
@@ -69,6 +83,18 @@ def conventions(base: RunSpec) -> dict[str, str]:
         return found
     digest = str(base.numerics["rule"]).partition("+")[0]
     return {**found, "source": f"{base.optimizer_source or base.optimizer}, SHA-256 {digest}"}
+
+
+def starts_of(base: RunSpec, space: Sequence[Hyperparameter]) -> dict[str, dict[str, Value]]:
+    """Where the tuning of each coordinate starts, and who says so."""
+    declared = starts(catalog.get(base.optimizer, base.optimizer_source))
+    found: dict[str, dict[str, Value]] = {}
+    for coordinate in space:
+        value = base.get(coordinate.name)
+        known = declared.get(coordinate.name)
+        source = "the trainer's default" if known is None else known.source if known.value == value else "as set"
+        found[coordinate.name] = {"value": value, "source": source}
+    return found
 
 
 def _halvings(ratio: float) -> list[float]:
