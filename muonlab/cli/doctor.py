@@ -19,7 +19,7 @@ OPTIONAL = {"psycopg": "PostgreSQL stores", "triton": "torch.compile on CUDA"}
 
 def doctor(store: opt.StoreUrl = opt.DEFAULT_STORE, json: opt.Json = False) -> None:
     """Check the installation, the devices, the embedded data and the store. Exit code 1 if something is broken."""
-    checks = [*_packages(), _devices(), _data(), _store(store)]
+    checks = [*_packages(), _devices(), _data(), _synthetic(), _store(store)]
     broken = [check for check in checks if not check["ok"]]
     if json:
         print_json({"muonlab": muonlab.__version__, "checks": checks, "ok": not broken})
@@ -65,6 +65,21 @@ def _data() -> dict[str, object]:
     sizes = [sum(len(shard.tokens) for shard in split) for split in (corpus.train, corpus.heldout)]
     return _check(
         "text", True, f"embedded corpus: {sizes[0] / 1e6:.2f} MB training, {sizes[1] / 1e6:.2f} MB held out, "
+        f"hash {corpus.fingerprint[:12]}",
+    )  # fmt: skip
+
+
+def _synthetic() -> dict[str, object]:
+    """Whether this machine makes the same bytes as every other."""
+    try:
+        from muonlab.tasks.synthetic import generate
+
+        corpus = generate()
+    except (RuntimeError, ImportError) as error:
+        return _check("text-synthetic", False, str(error))
+    sizes = [sum(len(shard.tokens) for shard in split) for split in (corpus.train, corpus.heldout)]
+    return _check(
+        "text-synthetic", True, f"{sizes[0] / 1e6:.2f} MB training, {sizes[1] / 1e6:.2f} MB held out, "
         f"hash {corpus.fingerprint[:12]}",
     )  # fmt: skip
 
