@@ -26,7 +26,7 @@ from muonlab.analyze.significance import (
     paired,
     pooled_noise,
 )
-from muonlab.analyze.speedup import ArmLosses, bootstrap_speedup, finite, fit_data_law, shared_fraction
+from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap_speedup, finite, fit_data_law, shared_fraction
 from muonlab.analyze.tuning import run_loss, selection, slices, trial_losses, tuning_spread
 from muonlab.analyze.wallclock import Rate, cost_rate
 from muonlab.records import Record
@@ -216,8 +216,11 @@ def _with_wall(
     )  # fmt: skip
 
 
-def arm_losses(cells: Sequence[Cell], records: Records) -> ArmLosses:
-    """What the bootstrap needs of the cells of one optimizer, from the shortest."""
+def arm_losses(cells: Sequence[Cell], records: Records, known: Selection | None = None) -> ArmLosses:
+    """What the bootstrap needs of the cells of one optimizer, from the shortest.
+
+    `known` says how well their settings are known; without it, what that tuning of theirs says that has most trials.
+    """
     losses = [final_losses(cell, records) for cell in cells]
     main = max(range(len(cells)), key=lambda i: len(cells[i].tuning.trials))
     return ArmLosses(
@@ -225,7 +228,7 @@ def arm_losses(cells: Sequence[Cell], records: Records) -> ArmLosses:
         means=[float(np.mean(group)) for group in losses],
         num_seeds=[len(group) for group in losses],
         noises=[cell_noise(cell, records) for cell in cells],
-        selection=selection(cells[main].tuning, records),
+        selection=known or selection(cells[main].tuning, records),
         main=main,
         shared=shared_fraction(np.array(losses)) if len({len(group) for group in losses}) == 1 else 0.0,
     )

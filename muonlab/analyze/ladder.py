@@ -1,5 +1,6 @@
 """From the evidence of a ladder and its records to the finding. Pure: neither store nor torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -7,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from muonlab.analyze.comparison import REACH, arm_losses, cell_contrast, cell_noise, final_losses
-from muonlab.analyze.findings import Check, LossesAt, Speedup, SpeedupRow
+from muonlab.analyze.findings import Check, Contrast, LossesAt, Speedup, SpeedupRow
 from muonlab.analyze.flips import Flip, flips
+from muonlab.analyze.laws import fit_law
 from muonlab.analyze.sensitivity import Sensitivity, sensitivity
 from muonlab.analyze.significance import contrast, judge, mean_interval
-from muonlab.analyze.speedup import bootstrap_speedup, finite, fit_data_law
-from muonlab.analyze.tuning import run_loss, tried
+from muonlab.analyze.speedup import Bootstrap, Selection, bootstrap, finite, fit_data_law
+from muonlab.analyze.tuning import run_loss, selection, tried
 from muonlab.records import Record
-from muonlab.records.evidence import Control, LadderEvidence, Rung
+from muonlab.records.evidence import Control, LadderEvidence, Rung, Tuning
 from muonlab.records.spec import Value
 
 __all__ = ["ControlFinding", "ForecastFinding", "LadderFinding", "RungFinding", "analyze"]
@@ -100,7 +102,9 @@ def analyze(evidence: LadderEvidence, records: Records) -> LadderFinding:
     """
     used = [records[key] for key in evidence.record_keys()]
     rungs = [rung for rung in evidence.rungs if rung.name != evidence.baseline]
-    rows = _judged(evidence, rungs, [_row(evidence, rung, records) for rung in rungs], records)
+    found = [_bootstrap(evidence, rung, records) for rung in rungs]
+    rows = [_row(evidence, rung, one, records) for rung, one in zip(rungs, found, strict=True)]
+    rows = _judged(evidence, rungs, rows, found, records)
     return LadderFinding(
         verdict="",
         task=evidence.task,
@@ -130,16 +134,13 @@ def _cells(evidence: LadderEvidence, name: str, size: str, records: Records) -> 
     return sorted(own, key=lambda rung: rung.ratio)
 
 
-def _row(evidence: LadderEvidence, rung: Rung, records: Records) -> SpeedupRow:
-    baseline = [other.cell for other in _cells(evidence, evidence.baseline, rung.size, records)]
+def _row(evidence: LadderEvidence, rung: Rung, found: Bootstrap | None, records: Records) -> SpeedupRow:
     losses = final_losses(rung.cell, records)
-    point = low = high = None
+    point, low, high = map(finite, (found.point, *found.interval)) if found is not None else (None, None, None)
     flag = "undefined"
-    if len(baseline) >= 3 and losses and cell_noise(rung.cell, records).degrees >= 1:
-        arms = arm_losses(baseline, records), arm_losses([rung.cell], records)
-        point, low, high = map(finite, bootstrap_speedup(*arms))
     if point is not None:
-        lengths, reached = [cell.horizon_tokens for cell in baseline], point * rung.cell.horizon_tokens
+        lengths = [r.cell.horizon_tokens for r in _cells(evidence, evidence.baseline, rung.size, records)]
+        reached = point * rung.cell.horizon_tokens
         flag = "" if min(lengths) / REACH <= reached <= max(lengths) * REACH else "extrapolated"
     return SpeedupRow(
         optimizer=rung.name,
@@ -156,15 +157,65 @@ def _row(evidence: LadderEvidence, rung: Rung, records: Records) -> SpeedupRow:
     )
 
 
+def _bootstrap(evidence: LadderEvidence, rung: Rung, records: Records) -> Bootstrap | None:
+    """None where the baseline's law or the rung's noise cannot be told."""
+    baseline = _cells(evidence, evidence.baseline, rung.size, records)
+    if len(baseline) < 3 or not final_losses(rung.cell, records) or cell_noise(rung.cell, records).degrees < 1:
+        return None
+    middle = baseline[len(baseline) // 2]
+    return bootstrap(
+        arm_losses([other.cell for other in baseline], records, _known(evidence, middle, records)),
+        arm_losses([rung.cell], records, _known(evidence, rung, records)),
+    )
+
+
+def _known(evidence: LadderEvidence, rung: Rung, records: Records) -> Selection:
+    """How well the settings of a rung are known: by the full tuning nearest in length, and by the laws."""
+    own = [other for other in evidence.rungs if other.name == rung.name and other.origin == "tuned"]
+    nearest = min(own, key=lambda other: abs(math.log(other.cell.horizon_tokens / rung.cell.horizon_tokens)))
+    tuning = nearest.cell.tuning
+    found = selection(tuning, records)
+    if rung.origin != "predicted":
+        return found
+    sensitive = evidence.sensitive[rung.name]
+    distances = [_distance(evidence, rung, name, tuning) if name in sensitive else None for name in tuning.coordinates]
+    return replace(found, distances=distances)
+
+
+def _distance(evidence: LadderEvidence, rung: Rung, coordinate: str, tuning: Tuning) -> float | None:
+    """Standard deviation of an optimum around its law, in steps of the grid it was tuned on."""
+    law = fit_law(
+        [
+            (evidence.sizes[r.size], r.cell.horizon_tokens, r.cell.settings[coordinate])
+            for r in evidence.rungs
+            if r.name == rung.name and r.origin != "predicted" and r.size != rung.size
+        ],
+        coordinate,
+    )
+    at = law.predict(evidence.sizes[rung.size], rung.cell.horizon_tokens)
+    values = sorted({trial.settings[coordinate] for trial in tuning.trials if _is_positive(trial.settings[coordinate])})
+    if at.low is None or at.high is None or at.low <= 0 or len(values) < 2:
+        return None
+    step = float(np.median(np.diff(np.log(values))))
+    return math.log(at.high / at.low) / (2 * 1.96) / step
+
+
+def _is_positive(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
 def _judged(
-    evidence: LadderEvidence, rungs: Sequence[Rung], rows: Sequence[SpeedupRow], records: Records
-) -> list[SpeedupRow]:
-    """The rows with what is resolved: Holm's correction is over all of them."""
-    baseline = [evidence.rung(evidence.baseline, rung.size, rung.ratio).cell for rung in rungs]
+    evidence: LadderEvidence, rungs: Sequence[Rung], rows: Sequence[SpeedupRow], found: Sequence[Bootstrap | None],
+    records: Records,
+) -> list[SpeedupRow]:  # fmt: skip
+    """The rows with what is resolved: both p values count, and Holm's correction is over all rows."""
     keys = [str(number) for number in range(len(rungs))]
-    contrasts = {
-        key: cell_contrast(rung.cell, other, records) for key, rung, other in zip(keys, rungs, baseline, strict=True)
-    }
+    contrasts: dict[str, Contrast] = {}
+    for key, rung, replicates in zip(keys, rungs, found, strict=True):
+        test = cell_contrast(rung.cell, evidence.rung(evidence.baseline, rung.size, rung.ratio).cell, records)
+        if test.p_value is not None and replicates is not None:
+            test = replace(test, p_value=max(test.p_value, replicates.p_value))
+        contrasts[key] = test
     speedups = {
         key: Speedup(
             tokens=row.speedup, low=row.low, high=row.high, wall=None, wall_low=None, wall_high=None, flag=row.flag,

@@ -3,13 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muonlab.analyze.significance import LEVEL, Noise
 
-__all__ = ["ArmLosses", "DataLaw", "Selection", "bootstrap_speedup", "draw_means", "fit_data_law", "shared_fraction"]
+__all__ = [
+    "ArmLosses", "Bootstrap", "DataLaw", "Selection", "bootstrap", "bootstrap_speedup", "draw_means", "fit_data_law",
+    "shared_fraction",
+]  # fmt: skip
 
 NUM_REPLICATES = 2000
 EXPONENTS = np.geomspace(0.05, 2.0, 33)
@@ -91,24 +95,28 @@ class Selection:
     """What a tuning chose from: mean loss and number of runs of each configuration; index 0 is the chosen one.
 
     `curvatures` has, for each coordinate, how much the loss rises one grid step away from the chosen value: the
-    optimum itself lies somewhere between the grid's values.
+    optimum itself lies somewhere between the grid's values. `distances` has, for the same coordinates, the standard
+    deviation of how far from the optimum a value lies that was predicted, in grid steps; None for one that was tuned.
     """
 
     means: Sequence[float]
     num_seeds: Sequence[int]
     curvatures: Sequence[float] = ()
+    distances: Sequence[float | None] = ()
 
     def draw(self, deviation: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
         """Loss given up by choosing on noisy means from a coarse grid, centred; one value per entry of `deviation`.
 
         Math     differences of means lose the share that noise has in them: d^2 - noise^2 (1/n + 1/n_chosen), not
-                 below 0. A coordinate whose optimum lies u ~ U(-1/2, 1/2) grid steps away costs curvature u^2
+                 below 0. A coordinate whose optimum lies u ~ U(-1/2, 1/2) grid steps away costs curvature u^2; u is
+                 normal with its `distance` for one that was predicted
         Source   ours
         """
         means, counts = np.asarray(self.means), np.asarray(self.num_seeds)
         cost = np.zeros_like(deviation)
-        for curvature in self.curvatures:
-            cost += curvature * rng.uniform(-0.5, 0.5, len(deviation)) ** 2
+        for curvature, distance in zip_longest(self.curvatures, self.distances):
+            steps = rng.uniform(-0.5, 0.5, len(deviation))
+            cost += curvature * (steps if distance is None else distance * rng.standard_normal(len(deviation))) ** 2
         if len(means) > 1:
             noise = float(np.median(deviation)) ** 2 * (1.0 / counts + 1.0 / counts[0])
             gaps = means - means[0]
@@ -188,10 +196,30 @@ def draw_means(
     return means + deviation / np.sqrt(num_seeds) * rng.standard_normal(deviation.shape)
 
 
-def bootstrap_speedup(baseline: ArmLosses, challenger: ArmLosses) -> tuple[float, float, float]:
-    """Tokens speedup with its 95 % interval; `challenger` has one horizon.
+@dataclass(frozen=True)
+class Bootstrap:
+    """A tokens speedup with its replicates; inf where a loss lies below the floor, or tokens do nothing."""
 
-    inf where the loss is below the floor, and where the baseline gains nothing from tokens: there is no speedup then.
+    point: float
+    replicates: NDArray[np.float64]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %."""
+        tail = (1 - LEVEL) / 2
+        low, high = (float(np.quantile(self.replicates, q, method="nearest")) for q in (tail, 1 - tail))
+        return low, high
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of a speedup of 1."""
+        num = len(self.replicates)
+        rarer = min((self.replicates <= 1.0).sum(), (self.replicates >= 1.0).sum())
+        return min(1.0, 2.0 * (float(rarer) + 1.0) / (num + 1.0))
+
+
+def bootstrap(baseline: ArmLosses, challenger: ArmLosses) -> Bootstrap:
+    """The tokens speedup, and what else it may be; `challenger` has one horizon.
 
     A parametric bootstrap of the pipeline: which configuration the tuning selects, the final means, the fit, the
     inversion. Selection enters by its spread: what it costs on average is part of being tuned, for every optimizer.
@@ -201,10 +229,13 @@ def bootstrap_speedup(baseline: ArmLosses, challenger: ArmLosses) -> tuple[float
     law = fit_data_law(baseline.tokens, np.asarray(baseline.means), baseline.variances)
     point = float(law.invert(challenger.means[0])) / horizon if law.a > 0.0 else math.inf
     laws = fit_data_law(baseline.tokens, baseline.draw(rng, NUM_REPLICATES), baseline.variances)
-    replicates = laws.invert(challenger.draw(rng, NUM_REPLICATES)[:, 0]) / horizon
-    tail = (1 - LEVEL) / 2
-    low, high = (float(np.quantile(replicates, q, method="nearest")) for q in (tail, 1 - tail))
-    return point, low, high
+    return Bootstrap(point, laws.invert(challenger.draw(rng, NUM_REPLICATES)[:, 0]) / horizon)
+
+
+def bootstrap_speedup(baseline: ArmLosses, challenger: ArmLosses) -> tuple[float, float, float]:
+    """Tokens speedup with its 95 % interval; see `bootstrap`."""
+    found = bootstrap(baseline, challenger)
+    return found.point, *found.interval
 
 
 def finite(value: float) -> float | None:

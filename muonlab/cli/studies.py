@@ -183,7 +183,7 @@ def report(
     with Store(store, read_only=True) as opened:
         saved = opened.study(study)
         if saved.kind not in kinds:
-            raise UsageError(f"study {saved.key[:12]} is a {saved.kind}; only {' and '.join(kinds)} have a report")
+            raise UsageError(f"study {saved.key[:12]} is of kind {saved.kind!r}: a report is of {' or '.join(kinds)}")
         read, finding_of, show = kinds[saved.kind]
         evidence = read.from_dict(saved.result)
         records = opened.get(evidence.record_keys())

@@ -11,6 +11,7 @@ from muonlab.records.database import Database, StoreError
 __all__ = ["HEAD", "prepare", "requests", "runs", "studies"]
 
 HEAD = "0003"  # the newest file in migrations/versions; its names are numbers, so that they can be compared
+READABLE = "0002"  # from here on, what later versions add can be done without by who only reads
 VERSION_TABLE = "muonlab_version"
 LOCK = 0x6D756F6E  # PostgreSQL advisory lock, held while the schema is made
 
@@ -73,6 +74,8 @@ def prepare(database: Database) -> None:
             f"store {name} was written by a newer muonlab (schema {version}, this one reads {HEAD}): update muonlab"
         )
     if version != HEAD:
+        if database.obstacle and version is not None and version >= READABLE:
+            return
         if database.obstacle:
             state = "is empty" if version is None else f"has the old schema {version}"
             raise StoreError(f"store {name} {state} and cannot be written: {database.obstacle}")

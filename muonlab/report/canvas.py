@@ -4,7 +4,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from muonlab.analyze.findings import Comparison
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["INK", "MUTED", "Drawing", "Look", "draw", "looks", "spread"]
+__all__ = ["INK", "MUTED", "Drawing", "Look", "draw", "looks", "looks_of", "spread"]
 
 INK, MUTED, RULE = "#1c2126", "#5c6670", "#d5dae0"
 BASELINE = "#3d444c"
@@ -66,9 +66,13 @@ class Drawing:
 
 def looks(finding: Comparison) -> dict[str, Look]:
     """The baseline is dark grey; challengers take the hues in the order of the finding."""
-    others = [name for name in finding.optimizers if name != finding.baseline]
-    chosen = {finding.baseline: Look(BASELINE, "o", "solid")}
-    for i, name in enumerate(others):
+    return looks_of(finding.optimizers, finding.baseline)
+
+
+def looks_of(names: Iterable[str], baseline: str) -> dict[str, Look]:
+    """A look for each of the names and the baseline."""
+    chosen = {baseline: Look(BASELINE, "o", "solid")}
+    for i, name in enumerate(name for name in names if name != baseline):
         turn = i // len(HUES)
         chosen[name] = Look(HUES[i % len(HUES)], MARKERS[(turn + 1) % len(MARKERS)], DASHES[turn % len(DASHES)])
     return chosen

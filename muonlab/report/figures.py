@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from muonlab.analyze.findings import Comparison, Curve, LossesAt, OptimizerFinding, Speedup
 from muonlab.report.canvas import INK, MUTED, Drawing, Look, draw, looks, spread
+from muonlab.report.strokes import paint_curve, paint_losses, widen
 from muonlab.report.text import is_undefined, plural, shorten, show
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ def _paint_read_off(figure: "Figure", finding: Comparison, look: Mapping[str, Lo
     axes.set_xscale("log")
     for name, optimizer in finding.optimizers.items():
         for at in optimizer.horizons:
-            _paint_losses(axes, at, look[name])
+            paint_losses(axes, at, look[name])
     ends = [x for name, speedup in finding.speedup.items() for x in _arrow_span(finding, name, speedup)]
     tokens = [at.horizon_tokens for optimizer in finding.optimizers.values() for at in optimizer.horizons]
     low, high = min([*tokens, *ends]), max([*tokens, *ends])
     many = len(finding.optimizers) > 6
     axes.set_xlim(low / (1.9 if many else 1.35), high * 1.35)
     _paint_law(axes, finding, look, (low / 1.08, high * 1.08))
-    _widen(axes)
+    widen(axes)
     for name, speedup in finding.speedup.items():
         _paint_arrow(axes, finding, name, speedup, look[name], labelled=len(finding.speedup) == 1)
     _name_series(axes, finding, look)
@@ -50,37 +51,12 @@ def _paint_read_off(figure: "Figure", finding: Comparison, look: Mapping[str, Lo
     axes.set_ylabel("final held-out loss, nats per token")
 
 
-def _paint_losses(axes: "Axes", at: LossesAt, look: Look) -> None:
-    seeds = [loss for loss in at.losses if not is_undefined(loss)]
-    x = at.horizon_tokens
-    axes.plot([x] * len(seeds), seeds, "o", ms=3.4, mfc="none", mec=look.colour, mew=0.8, alpha=0.75, zorder=3)
-    if at.low is not None and at.high is not None:
-        axes.errorbar(
-            [x], [(at.low + at.high) / 2], yerr=[(at.high - at.low) / 2], fmt="none",
-            ecolor=look.colour, elinewidth=1.3, capsize=4, capthick=1.3, zorder=4,
-        )  # fmt: skip
-    if at.mean is not None:
-        axes.plot([x], [at.mean], look.marker, ms=7, color=look.colour, mec="white", mew=1.0, zorder=6)
-
-
 def _paint_law(axes: "Axes", finding: Comparison, look: Mapping[str, Look], drawn: tuple[float, float]) -> None:
     law, baseline = finding.law, finding.optimizers.get(finding.baseline)
-    if law is None or baseline is None or any(is_undefined(x) for x in law.values()):
+    if law is None or baseline is None:
         return
-    import numpy as np
-
-    colour = look[finding.baseline].colour
     horizons = [at.horizon_tokens for at in baseline.horizons if at.mean is not None]
-    inner = np.geomspace(min(horizons), max(horizons), 60)
-    outer = np.geomspace(min(drawn[0], inner[0]), max(drawn[1], inner[-1]), 80)
-    top = axes.get_ylim()[1]
-    y = _law(law, outer)
-    axes.plot(outer[y <= top], y[y <= top], "--", color=colour, lw=1.0, alpha=0.6, zorder=2)
-    axes.plot(inner, _law(law, inner), "-", color=colour, lw=1.8, zorder=2)
-
-
-def _law(law: Mapping[str, float], tokens: Any) -> Any:
-    return law["a"] * (tokens / law.get("scale_tokens", 1.0)) ** -law["exponent"] + law["b"]
+    paint_curve(axes, law, horizons, look[finding.baseline].colour, drawn)
 
 
 def _at(optimizer: OptimizerFinding | None, horizon_tokens: int) -> LossesAt | None:
@@ -151,11 +127,6 @@ def _name_series(axes: "Axes", finding: Comparison, look: Mapping[str, Look]) ->
                 ha="left" if sign > 0 else "right", va="center", color=look[name].colour, fontweight="bold", zorder=7,
                 arrowprops={"arrowstyle": "-", "color": look[name].colour, "lw": 0.6, "shrinkB": 5} if moved else None,
             )  # fmt: skip
-
-
-def _widen(axes: "Axes", share: float = 0.06) -> None:
-    low, high = axes.get_ylim()
-    axes.set_ylim(low - share * (high - low), high + share * (high - low))
 
 
 def _token_axis(axes: "Axes", ticks: Sequence[int], label: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["render", "write"]
+__all__ = ["document", "render", "write"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_TILES = 3  # challengers; more of them stand in the table only
@@ -39,17 +39,11 @@ def render(
     `records_summary` lists all runs of the study, as `tables.runs_table` takes them; without it only the final runs
     that the finding names are listed. `created` is the only date, `command` what reproduces the report.
     """
-    environment = _environment()
-    environment.globals |= {
-        "num": _Numbers(finding),
-        "undefined": is_undefined,
-        "field": lambda *path: field_name(path),
-    }
-    return environment.get_template("page.html").render(
-        f=finding,
+    return document(
+        "page.html",
+        finding,
         state=_state(finding),
         meanings=_meanings(finding),
-        broken=_broken(finding),
         challengers=list(finding.contrasts),
         tiled=len(finding.contrasts) <= MOST_TILES,
         coordinates=_coordinates(finding),
@@ -60,11 +54,26 @@ def render(
             "seeds": figures.final_losses(finding),
             "slices": slice_figures(finding),
         },
-        environment_rows=_flat(finding.environment),
-        config_rows=_flat(finding.config),
         runs=records_summary,
         created=created,
         command=command,
+    )
+
+
+def document(template: str, finding: Any, **values: Any) -> str:
+    """A template filled in: `f` is the finding, `num` writes its fields; what every report shows comes along."""
+    environment = _environment()
+    environment.globals |= {
+        "num": _Numbers(finding),
+        "undefined": is_undefined,
+        "field": lambda *path: field_name(path),
+    }
+    return environment.get_template(template).render(
+        f=finding,
+        broken=_broken(finding.checks),
+        environment_rows=_flat(finding.environment),
+        config_rows=_flat(finding.config),
+        **values,
     )
 
 
@@ -130,7 +139,7 @@ def _json(value: Any) -> str:
 class _Numbers:
     """`num(kind, *path)` in a template: a field of the finding as text, marked with its name and its full value."""
 
-    def __init__(self, finding: Comparison) -> None:
+    def __init__(self, finding: Any) -> None:
         self.finding = finding
 
     def __call__(self, kind: str, *path: str | int, undefined: str = "–") -> "Markup":
@@ -195,9 +204,9 @@ def _meaning(speedup: Speedup, judgement: str) -> str:
     return "read" if judgement in ("better", "worse") else "noise"
 
 
-def _broken(finding: Comparison) -> list[tuple[int, Check, bool]]:
+def _broken(checks: Sequence[Check]) -> list[tuple[int, Check, bool]]:
     """Broken checks with their index, those first that withhold the verdict."""
-    found = [(i, check, check.name in WITHHOLDING) for i, check in enumerate(finding.checks) if not check.ok]
+    found = [(i, check, check.name in WITHHOLDING) for i, check in enumerate(checks) if not check.ok]
     return sorted(found, key=lambda entry: not entry[2])
 
 

@@ -19,20 +19,21 @@ from muonlab.study.compare import ComparisonRules, compare
 from muonlab.study.fairness import conclude
 from muonlab.study.protocol import drive
 
-__all__ = ["Calibration", "Landscape", "Response", "calibrate", "claim_rate"]
+__all__ = ["Calibration", "Landscape", "Response", "anywhere", "calibrate", "claim_rate"]
 
 LR = Hyperparameter("opt.lr", 0.008, (0.001, 0.002, 0.004, 0.008, 0.016, 0.032), low=0.0, low_closed=False)
 WEIGHT_DECAY = Hyperparameter("opt.weight_decay", 0.1, (0.0, 0.1, 0.2), low=0.0)
 HORIZON_TOKENS, BATCH_TOKENS = 98_304, 1024
+PARAMS = HORIZON_TOKENS // 20  # of the smallest size of a ladder; elsewhere there is no other
 
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """Expected loss of one optimizer as a function of its settings and its horizon, and the noise around it.
+    """Expected loss of one optimizer as a function of its settings, its size and its horizon, and the noise around it.
 
-    Math     floor + drop * (speed * tokens / 98304)^-exponent + lr_curvature * log2(lr / best)^2
-             + decay_curvature * ((weight_decay - best) / 0.1)^2 + noise
-             with the best lr falling as tokens^-lr_drift
+    Math     floor + size_drop * n^-0.3 + drop * (speed * n^-speed_drift * tokens / 98304)^-exponent
+             + lr_curvature * log2(lr / best)^2 + decay_curvature * ((weight_decay - best) / 0.1)^2 + noise
+             with n = params / 4915 and the best lr falling as tokens^-lr_drift n^-lr_size_drift
     """
 
     speed: float = 1.0  # tokens speedup over a response with speed 1 and the same law
@@ -48,14 +49,19 @@ class Response:
     best_weight_decay: float = 0.1
     decay_curvature: float = 0.002
     diverges_above: float = math.inf  # lr
+    size_drop: float = 0.5
+    speed_drift: float = 0.0
+    lr_size_drift: float = 0.3
 
     def expected(self, spec: RunSpec) -> float:
         lr, weight_decay = float(spec.get("opt.lr")), float(spec.get("opt.weight_decay"))
         ratio = spec.horizon_tokens / HORIZON_TOKENS
-        best = self.best_lr * ratio**-self.lr_drift
+        size = float(spec.task_options.get("params", PARAMS)) / PARAMS
+        best = self.best_lr * ratio**-self.lr_drift * size**-self.lr_size_drift
         return (
             self.floor
-            + self.drop * (self.speed * ratio) ** -self.exponent
+            + self.size_drop * (size**-0.3 - 1.0)
+            + self.drop * (self.speed * size**-self.speed_drift * ratio) ** -self.exponent
             + self.lr_curvature * math.log2(lr / best) ** 2
             + self.decay_curvature * ((weight_decay - self.best_weight_decay) / 0.1) ** 2
         )
@@ -152,14 +158,15 @@ def claim_rate(
     said = 0
     for trial in range(num_studies):
         rng = np.random.default_rng([seed, trial])
-        responses = {"a": _anywhere(rng, noise=noise), "b": _anywhere(rng, noise=noise)}
+        responses = {"a": anywhere(rng, noise=noise), "b": anywhere(rng, noise=noise)}
         responses["b"] = replace(responses["b"], floor=responses["a"].floor + excess_nats)
         finding, _ = _study(responses, rules, trial)
         said += finding.paired["b"].no_worse is True
     return said / num_studies
 
 
-def _anywhere(rng: np.random.Generator, **values: float) -> Response:
+def anywhere(rng: np.random.Generator, **values: float) -> Response:
+    """A response whose best settings lie anywhere between the values of the grids."""
     return Response(best_lr=0.004 * 4 ** rng.random(), best_weight_decay=0.2 * rng.random(), **values)
 
 
@@ -185,7 +192,7 @@ def _study(responses: Mapping[str, Response], rules: ComparisonRules, trial: int
 
 
 def _outcome(planted: float, noises: tuple[float, float], rng: np.random.Generator, trial: int) -> dict[str, Any]:
-    responses = {"a": _anywhere(rng, noise=noises[0]), "b": _anywhere(rng, noise=noises[1], speed=planted)}
+    responses = {"a": anywhere(rng, noise=noises[0]), "b": anywhere(rng, noise=noises[1], speed=planted)}
     finding, num_runs = _study(responses, ComparisonRules(baseline="a"), trial)
     speedup, judgement = finding.speedup["b"], finding.contrasts["b"].judgement
     wrong = {1.0: ("better", "worse")}.get(planted, ("worse",) if planted > 1 else ("better",))

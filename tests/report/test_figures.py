@@ -9,7 +9,7 @@ import pytest
 from made_up import HORIZON, bowl, law_loss, lost, make_crowd, make_finding, speedup_of
 
 from muonlab.analyze.findings import SlicePoint
-from muonlab.report import canvas, figures
+from muonlab.report import canvas, figures, strokes
 from muonlab.report.slices import slice_figures
 from muonlab.report.text import FORMATS, field_name, lookup, show
 
@@ -31,7 +31,7 @@ def test_arrow_ends_on_the_curve(finding):
     start, end = figures._arrow_span(finding, "muon", finding.speedup["muon"])
     assert start == HORIZON and law_loss(end) == pytest.approx(planted)
     assert challenger.mean == pytest.approx(planted, abs=0.005)
-    assert figures._law(finding.law, end) == pytest.approx(planted)
+    assert strokes.law_loss(finding.law, end) == pytest.approx(planted)
 
 
 def test_bounds_are_drawn_as_bounds(finding):

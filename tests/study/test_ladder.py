@@ -11,6 +11,7 @@ from muonlab.records import Record, RunSpec
 from muonlab.records.evidence import LadderEvidence
 from muonlab.study.fairness import conclude_ladder
 from muonlab.study.ladder import LadderRules, Regime, ladder, phases
+from muonlab.study.ladder_calibration import calibrate_ladder
 from muonlab.study.protocol import drive
 from muonlab.study.tune import TuningRules
 
@@ -151,6 +152,13 @@ def test_the_same_optimizer_twice_is_not_told_apart() -> None:
         finding = conclude_ladder(world.climb(), world.records)
         false += any(row.judgement in ("better", "worse") for row in finding.rows)
     assert false <= 1
+
+
+def test_simulated_ladders_are_rarely_wrong_and_their_intervals_hold() -> None:
+    nothing = calibrate_ladder(1.0, 6, noise=0.02)
+    assert nothing.false_verdicts <= 0.34 and nothing.coverage >= 0.85
+    planted = calibrate_ladder(1.5, 4, noise=0.01)
+    assert planted.verdicts >= 0.5 and planted.false_verdicts == 0.0 and planted.coverage >= 0.8
 
 
 def test_an_optimum_on_an_edge_withholds_the_verdict() -> None:
