@@ -482,3 +482,17 @@ def test_without_the_driver(tmp_path):
 
 def test_limits_of_this_process_are_as_before():
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_a_schema_that_lacks_only_what_readers_do_without_is_read_as_it_is(tmp_path):
+    path = tmp_path / "store.db"
+    Store(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("DROP TABLE requests")
+        raw.execute("UPDATE muonlab_version SET version_num = '0002'")
+    with Store(path, read_only=True) as store:
+        assert store.list() == [] and store.studies() == []
+    with contextlib.closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("SELECT version_num FROM muonlab_version").fetchone() == ("0002",)
+    with Store(path) as store:
+        store.request([])
