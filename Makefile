@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need first.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-triton lint setup mutants calibrate bench routes clean
+.PHONY: demo test test-slow test-triton lint setup mutants calibrate bench ladder ladder-page routes clean
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
@@ -31,13 +31,20 @@ $(READY): pyproject.toml constraints.txt scripts/bootstrap
 mutants: $(READY)  ## plant known bugs, one at a time, and see the tests catch them
 	$(PYTHON) tests/mutants.py
 
-calibrate: $(READY)  ## 400 simulated studies per planted speedup: false verdicts and interval coverage
+calibrate: $(READY)  ## 400 simulated studies and 100 simulated ladders a row: false verdicts, interval coverage
 	$(PYTHON) benchmarks/calibration.py --out benchmarks/results/calibration.json
 
 bench: $(READY)  ## the optimizers against their peers; overhead of the training loop, the workers, the store
 	.venv/bin/muonlab bench --no-progress --out benchmarks/results/optimizers.json
 	$(PYTHON) benchmarks/overhead.py --out benchmarks/results/overhead.json
 	$(PYTHON) benchmarks/store.py > benchmarks/results/store.json
+
+ladder: $(READY)  ## the ladder of studies/ladder.toml, about an hour on two cores, and its results page
+	.venv/bin/muonlab ladder text --config studies/ladder.toml --store ladder.db
+	$(PYTHON) studies/ladder.py --store ladder.db
+
+ladder-page: $(READY)  ## docs/ladder_results.md again, from studies/ladder_results.json.gz
+	$(PYTHON) studies/ladder.py
 
 routes: $(READY)  ## time the ways to the polar factor and rewrite the table behind polar="auto"
 	$(PYTHON) benchmarks/polar.py --out benchmarks/results/polar.json --table muonlab/kernels/routes.json

@@ -52,7 +52,7 @@ def main() -> None:
         plan = refined(plan_comparison(config))
         if asked.dry_run:
             print(f"task.zero_init = {str(zero_init).lower()}")
-            show_price(plan, plan.price(), laboratory.num_workers, json=False)
+            show_price(plan.price(), laboratory.num_workers, json=False)
             continue
         finding, created = studied(config, plan, laboratory)
         name = f"muonlab-response-curve-{'zero' if zero_init else 'plain'}.html"
