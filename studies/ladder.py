@@ -91,7 +91,7 @@ def checks(finding: LadderFinding) -> list[str]:
 def heading(finding: LadderFinding, evidence: LadderEvidence, records: dict[str, Record], created: str) -> list[str]:
     environment, first = finding.environment, next(iter(records.values())).spec
     options = settings({k: v for k, v in first.task_options.items() if k in ("seq_len", "eval_tokens")})
-    minutes = sum(record.wall_seconds for record in records.values()) / 60
+    minutes = sum((r.step_seconds or 0.0) * r.spec.num_steps for r in records.values()) / 60
     return [
         "# A ladder on embedded text",
         "",
