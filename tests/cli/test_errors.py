@@ -120,11 +120,17 @@ MISTAKES = {  # what is typed: what the line says
     "runs import nowhere.jsonl": "cannot read nowhere.jsonl: No such file or directory",
     "runs import text.txt": "text.txt",
     "report --store nowhere.db": "store nowhere.db does not exist",
+    "compare": "a comparison needs a TASK, such as text",
+    "ladder text": "a ladder needs at least three sizes",
+    "ladder text --sizes 16x2,32x2,big": "a size is WIDTHxDEPTH",
+    "ladder text --sizes 16,32,64 --ratios 1,2": "three ratios",
+    "ladder text --sizes 16,32,64 --ratios 1,2,x": "--ratios wants numbers",
+    "ladder text --sizes 16,32,032": "have the same number of parameters",
 }
 MISTYPED = {  # what typer itself finds out
     "": "Usage",
     "comprae text": "No such command 'comprae'",
-    "compare": "Missing argument 'TASK'",
+    "ladder": "Missing argument 'TASK'",
     "compare text --optimizer adamw": "--optimizers",
     "train text --tokens many": "'--tokens'",
     "train text --tokens -5": "'--tokens'",
