@@ -69,7 +69,7 @@ class LadderConfig(StudyConfig):
     """Everything that defines a ladder: sizes and ratios of tokens to parameters."""
 
     sizes: dict[str, dict[str, Any]] = Field(default_factory=dict)  # name -> options of the task
-    ratios: tuple[float, ...] = Field((1.0, 2.0, 4.0, 8.0), min_length=3)
+    ratios: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     tokens_per_param: float = Field(20.0, gt=0)  # at ratio 1 (Hoffmann et al. 2022)
     num_seeds: int = Field(3, ge=2, le=100)
     insensitive_nats: float = Field(6.4e-3, ge=0)
