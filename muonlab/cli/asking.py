@@ -62,7 +62,7 @@ def ask(
     created = datetime.now(UTC).isoformat(timespec="seconds")
     if kind == "comparison":
         return show_comparison(conclude(evidence, records), 0, target, created, asked_for["command"], json)
-    show_ladder(conclude_ladder(evidence, records), 0, json)
+    show_ladder(conclude_ladder(evidence, records), 0, target, created, asked_for["command"], json)
 
 
 def tell(
@@ -179,8 +179,12 @@ def _record(spec: "RunSpec", told: Mapping[str, Any]) -> Any:
             "a run that crashed has none: make it again"
         )
     params = told.get("params", {})
+    for name in ("step_seconds", "wall_seconds", "flops", "diverged_step"):
+        value = told.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+            raise UsageError(f"a result has numbers, got {value!r} for {name}: it must be a number of at least 0")
     try:
-        return Record(
+        record = Record(
             spec=spec,
             outcome=outcome,
             final_loss=float(loss) if outcome == "ok" else None,
@@ -195,5 +199,8 @@ def _record(spec: "RunSpec", told: Mapping[str, Any]) -> Any:
             environment=dict(told.get("environment", {})),
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
         )
+        return Record.from_dict(record.to_dict())  # what would not be read again is not written
+    except UsageError as error:
+        raise UsageError(f"not a result: {str(error).removeprefix('not a record: ')}") from None
     except (TypeError, ValueError) as error:
-        raise UsageError(f"a result has numbers, got {error}") from None
+        raise UsageError(f"not a result: {error}") from None

@@ -137,7 +137,7 @@ def chosen(runs: Sequence["Run"], where: Sequence[str] | None, settings: str | N
         if name not in valid:
             raise unknown("column", name, valid)
         values = {str(_value(run, name)) for run in kept}
-        kept = [run for run in kept if str(_value(run, name)) == str(value) or _value(run, name) == value]
+        kept = [run for run in kept if _is(_value(run, name), value)]
         if not kept:
             raise UsageError(f"no row has {name}={value}: there are {', '.join(sorted(values)[:8])}")
     named = names(settings)
@@ -147,6 +147,13 @@ def chosen(runs: Sequence["Run"], where: Sequence[str] | None, settings: str | N
         if name not in known:
             raise unknown("column", name, known)
     return [replace(run, settings={n: v for n, v in run.settings.items() if n in named}) for run in kept]
+
+
+def _is(found: Any, asked: Any) -> bool:
+    """Whether a value is the one that was typed, which TOML may have read as a number."""
+    if isinstance(asked, float) and isinstance(found, str):
+        return found == str(asked) or found == f"{asked:g}"
+    return bool(found == asked) or str(found) == str(asked)
 
 
 def _value(run: "Run", name: str) -> Any:

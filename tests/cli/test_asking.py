@@ -75,6 +75,21 @@ def test_the_first_question_of_a_ladder(program, study, tmp_path) -> None:
     assert {run["tokens"] for run in runs} == {2_000_000, 4_000_000, 8_000_000}
 
 
+def test_a_whole_ladder_by_ask_and_tell(program, study, tmp_path) -> None:
+    store = tmp_path / "s.db"
+    study.write_text(LADDER.replace("[sizes]", "max_runs = 30\n[sizes]"))
+    for _ in range(40):
+        document = asked(program, study, store)
+        if "runs" not in document:
+            break
+        with Store(store) as opened:
+            for run in document["runs"]:
+                spec = opened.requested(run["key"])
+                opened.put(Record(spec=spec, outcome="ok", final_loss=loss_of(run), tokens=run["tokens"]))
+    assert len(document["rows"]) == 9 and document["report"] == "muonlab-ladder.html"
+    assert (program.folder / "muonlab-ladder.html").is_file()
+
+
 def test_a_result_is_told_once_by_the_beginning_of_its_key(program, study, tmp_path) -> None:
     store = tmp_path / "s.db"
     run = asked(program, study, store)["runs"][0]
@@ -102,7 +117,9 @@ def test_a_result_is_told_once_by_the_beginning_of_its_key(program, study, tmp_p
         ('{"los": 3.0}', "did you mean 'loss'"),
         ("[3.0]", "must be an object"),
         ("3,0", "is not JSON"),
-        ('{"loss": 3.0, "wall_seconds": "long"}', "a result has numbers"),
+        ('{"loss": 3.0, "wall_seconds": "long"}', "a result has numbers, got 'long' for wall_seconds"),
+        ('{"loss": 3.0, "step_seconds": -1}', "must be a number of at least 0"),
+        ('{"loss": 3.0, "train_steps": [1, 2], "train_loss": [1]}', "must be lists of one length"),
     ],
 )
 def test_a_bad_result_changes_nothing(program, study, tmp_path, text, message) -> None:

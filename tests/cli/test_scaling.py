@@ -44,6 +44,20 @@ def test_columns_can_be_named_and_rows_chosen(program, runs) -> None:
     assert "no row has size=7m" in program("speedup", runs, *asked[:4], "--where", "size=7m").said()
 
 
+def test_a_size_that_looks_like_a_number_is_chosen_as_it_is_shown(program, runs) -> None:
+    text = runs.read_text().replace("10m", "")
+    runs.write_text(text + text.removeprefix(HEAD).replace("1e7", "2e7"))
+    done = program("compare", "--from", runs, "--where", "size=1e+07", "--json", "--out", "r.html")
+    assert done.json["speedup"]["muon"]["tokens"] == pytest.approx(1.4, abs=0.01)
+
+
+def test_lengths_beyond_64_bits(program, runs) -> None:
+    runs.write_text(runs.read_text().replace("e+08,", "e+19,").replace("e+09,", "e+20,"))
+    lines = [line.replace("1e+20", "10" + "0" * 19) for line in runs.read_text().splitlines()]
+    runs.write_text("\n".join(lines))
+    assert program("speedup", runs, "--json").json["rows"]
+
+
 def test_json_lines_of_a_tracker(program, runs) -> None:
     names = HEAD.strip().split(",")
     rows = [dict(zip(names, line.split(","), strict=True)) for line in runs.read_text().splitlines()[1:]]
