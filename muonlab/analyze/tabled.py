@@ -56,7 +56,8 @@ def compare_runs(
         raise UsageError(f"there are several sizes ({', '.join(sizes[:8])}): choose one with --where size={sizes[0]}")
     common = set.intersection(*(set(own) for own in arms.values()))
     if not common:
-        raise UsageError("there is no length (tokens) that all optimizers were run at")
+        lost = " and finished" if any(run.loss is None for run in runs) else ""
+        raise UsageError(f"there is no length (tokens) that all optimizers were run at{lost}")
     horizon = max(common)
     pooled = seed_noise(cells.values(), noise_nats)
     noises = {name: _noise(own, pooled, noise_nats) for name, own in arms.items()}
@@ -64,7 +65,7 @@ def compare_runs(
     contrasts = {name: _contrast(arms[name][horizon], arms[baseline][horizon], noises) for name in others}
     speedups = {name: _speedup(arms[name], arms[baseline], horizon, noises) for name in others}
     tests = {name: _paired(arms[name][horizon], arms[baseline][horizon], margin_nats) for name in others}
-    checks = _checks(audit)
+    checks = (_complete(runs, arms), *_checks(audit))
     contrasts, tests = judge(contrasts, speedups), judge_no_worse(tests)
     return Comparison(
         verdict=verdict(baseline, contrasts, speedups, tests, checks),
@@ -151,6 +152,19 @@ def _losses(cell: Cell, noise: Noise) -> LossesAt:
         high=high,
         hyperparameters=cell.settings,
     )
+
+
+def _complete(runs: Sequence[Run], arms: Mapping[str, Cells]) -> Check:
+    """Broken where an optimizer has nothing left to compare: every configuration lost a run."""
+    lost = {name: sum(run.loss is None for run in runs if run.optimizer == name) for name in _optimizers(runs)}
+    counts = {name: sum(run.optimizer == name for run in runs) for name in lost}
+    gone = [name for name in lost if name not in arms]
+    detail = ", ".join(f"{name} {lost[name]} of {counts[name]} runs diverged" for name in lost if lost[name])
+    return Check(name="complete", ok=not gone, detail=detail or "no run diverged")
+
+
+def _optimizers(runs: Sequence[Run]) -> dict[str, None]:
+    return dict.fromkeys(run.optimizer for run in runs)
 
 
 def _checks(audit: Audit) -> tuple[Check, ...]:

@@ -69,6 +69,8 @@ def audit(
     names = {row.run.optimizer for row in evidence.rows}
     if baseline not in names and len(names) > 1:  # without it half of the rules would pass unseen
         raise unknown("baseline", baseline, names)
+    if len(names) > 1 and all(row.run.loss is None for row in evidence.rows if row.run.optimizer == baseline):
+        raise UsageError(f"every run of the baseline {baseline} diverged: there is nothing to measure the others by")
     found = audited(evidence)
     if json:
         print_json(found.to_dict())

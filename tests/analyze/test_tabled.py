@@ -78,3 +78,11 @@ def test_several_sizes_are_not_mixed() -> None:
 def test_runs_without_seeds_take_the_noise_that_is_named() -> None:
     finding = compared([run for run in table() if run.seed == 0], noise_nats=0.004)
     assert finding.contrasts["muon"].judgement == "better" and finding.optimizers["muon"].num_seeds == 1
+
+
+def test_an_optimizer_that_diverged_everywhere_does_not_vanish() -> None:
+    from dataclasses import replace
+
+    gone = [replace(run, optimizer="lion", loss=None) for run in table() if run.optimizer == "muon"]
+    finding = compared(table() + gone)
+    assert finding.verdict.startswith("Verdict withheld: complete: lion 36 of 36 runs diverged")

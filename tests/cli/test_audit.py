@@ -69,3 +69,8 @@ def test_a_store_is_audited_too(study) -> None:
     done = study.program("audit", "muonlab.db", "--json")
     assert done.code in (0, 1) and {"grid_edge", "conditions_differ", "lr_not_decayed"} <= set(done.json["checked"])
     assert all(len(row) == 64 for finding in done.json["findings"] for row in finding["rows"])
+
+
+def test_a_baseline_that_diverged_everywhere_does_not_pass(program) -> None:
+    (program.folder / "r.csv").write_text("optimizer,tokens,loss\nadamw,1e8,nan\nmuon,1e8,3.0\n")
+    assert "every run of the baseline adamw diverged" in program("audit", "r.csv").said()
