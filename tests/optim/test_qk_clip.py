@@ -77,3 +77,11 @@ def test_hook_clips_after_every_step_until_removed() -> None:
     handle.remove()
     optimizer.step()
     assert qkv[0, 0] == 0.5
+
+
+def test_balance_is_the_share_of_the_queries() -> None:
+    for balance, q_factor, k_factor in ((1.0, 0.25, 1.0), (0.0, 1.0, 0.25), (0.25, 0.25**0.25, 0.25**0.75)):
+        q, k = torch.ones(4, 2), torch.ones(4, 2)
+        qk_clip_(q, k, torch.tensor([400.0, 50.0]), num_heads=2, threshold=100.0, balance=balance)
+        torch.testing.assert_close(q[:, 0], torch.tensor([q_factor, q_factor, 1.0, 1.0]))
+        torch.testing.assert_close(k[:, 0], torch.tensor([k_factor, k_factor, 1.0, 1.0]))
