@@ -32,7 +32,7 @@ from muonlab.analyze.wallclock import Rate, cost_rate
 from muonlab.records import Record
 from muonlab.records.evidence import Arm, Cell, Evidence
 
-__all__ = ["REACH", "arm_losses", "cell_contrast", "cell_noise", "compare", "final_losses"]
+__all__ = ["REACH", "arm_losses", "cell_contrast", "cell_noise", "compare", "final_losses", "losses_at"]
 
 Records = Mapping[str, Record]
 REACH = 1.1  # a fitted law that smooths noise may be read this far beyond the baseline's horizons; ours
@@ -113,14 +113,15 @@ def _optimizer(arm: Arm, horizon_tokens: int, records: Records) -> OptimizerFind
         num_params=max(run.num_params for run in runs),
         hyperparameters=cell.settings,
         polar=runs[0].spec.polar,
-        horizons=tuple(_losses_at(c, records) for c in arm.cells),
+        horizons=tuple(losses_at(c, records) for c in arm.cells),
         tuning_runs=sum(t.num_runs for t in tunings),
         tuning_tokens=sum(t.tokens for t in tunings),
         converged=all(t.converged for t in tunings),
     )
 
 
-def _losses_at(cell: Cell, records: Records) -> LossesAt:
+def losses_at(cell: Cell, records: Records) -> LossesAt:
+    """The final losses of one cell, with the interval of their mean."""
     losses = final_losses(cell, records)
     low, high = mean_interval(losses, cell_noise(cell, records))
     return LossesAt(

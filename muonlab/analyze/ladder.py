@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from muonlab.analyze.comparison import REACH, arm_losses, cell_contrast, cell_noise, final_losses
+from muonlab.analyze.comparison import REACH, arm_losses, cell_contrast, cell_noise, final_losses, losses_at
 from muonlab.analyze.findings import Check, Contrast, LossesAt, Speedup, SpeedupRow
 from muonlab.analyze.flips import Flip, flips
 from muonlab.analyze.laws import fit_law
 from muonlab.analyze.sensitivity import Sensitivity, sensitivity
-from muonlab.analyze.significance import contrast, judge, mean_interval
+from muonlab.analyze.significance import contrast, judge
 from muonlab.analyze.speedup import Bootstrap, Selection, bootstrap, finite, fit_data_law
 from muonlab.analyze.tuning import run_loss, selection, tried
 from muonlab.records import Record
-from muonlab.records.evidence import Control, LadderEvidence, Rung, Tuning
+from muonlab.records.evidence import Control, Forecast, LadderEvidence, Rung, Tuning
 from muonlab.records.spec import Value
 
 __all__ = ["ControlFinding", "ForecastFinding", "LadderFinding", "RungFinding", "analyze"]
@@ -233,36 +233,17 @@ def _law(evidence: LadderEvidence, size: str, records: Records, name: str | None
         return None
     arm = arm_losses(cells, records)
     law = fit_data_law(arm.tokens, np.asarray(arm.means), arm.variances)
-    unit = cells[0].horizon_tokens
-    return {
-        "a": float(law.a * (unit / law.scale) ** -law.exponent),
-        "b": float(law.b),
-        "exponent": float(law.exponent),
-        "scale_tokens": unit,
-        "num_lengths": len(cells),
-    }
+    return {**law.per(cells[0].horizon_tokens), "num_lengths": len(cells)}
 
 
 def _rung(evidence: LadderEvidence, rung: Rung, records: Records) -> RungFinding:
-    cell = rung.cell
-    losses = final_losses(cell, records)
-    low, high = mean_interval(losses, cell_noise(cell, records))
     return RungFinding(
         optimizer=rung.name,
         size=rung.size,
         params=evidence.sizes[rung.size],
         ratio=rung.ratio,
         origin=rung.origin,
-        losses=LossesAt(
-            horizon_tokens=cell.horizon_tokens,
-            seeds=tuple(records[key].spec.seed for key in cell.keys),
-            losses=tuple(run_loss(records[key]) for key in cell.keys),
-            keys=cell.keys,
-            mean=float(np.mean(losses)) if losses else None,
-            low=low,
-            high=high,
-            hyperparameters=cell.settings,
-        ),
+        losses=losses_at(rung.cell, records),
     )
 
 
@@ -274,7 +255,7 @@ def _sensitivity(evidence: LadderEvidence, name: str, records: Records) -> tuple
     return sensitivity(regimes, coordinates, evidence.insensitive_nats)
 
 
-def _forecast(one: Any, records: Records) -> ForecastFinding:
+def _forecast(one: Forecast, records: Records) -> ForecastFinding:
     predicted, found = (final_losses(cell, records) for cell in (one.predicted, one.found))
     test = contrast(predicted, found, (cell_noise(one.predicted, records), cell_noise(one.found, records)))
     same = one.predicted.settings == one.found.settings

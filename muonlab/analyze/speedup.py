@@ -34,6 +34,11 @@ class DataLaw:
         """The law's loss at these lengths."""
         return self.a * (np.asarray(tokens) / self.scale) ** -self.exponent + self.b
 
+    def per(self, unit_tokens: float) -> dict[str, float]:
+        """One law as people read it: loss = a (tokens / scale_tokens)^-exponent + b, in a unit of their choice."""
+        a = float(self.a * (unit_tokens / self.scale) ** -self.exponent)
+        return {"a": a, "b": float(self.b), "exponent": float(self.exponent), "scale_tokens": unit_tokens}
+
     def invert(self, loss: NDArray[np.float64] | float) -> NDArray[np.float64]:
         """Tokens at which the law reaches `loss`; inf where that lies at or below the floor b."""
         above = np.asarray(loss) - self.b

@@ -128,14 +128,7 @@ def _arm(cells: Sequence[Cell], noise: Noise) -> ArmLosses:
 def _law(cells: Sequence[Cell], noise: Noise) -> dict[str, float]:
     arm = _arm(cells, noise)
     law = fit_data_law(arm.tokens, np.asarray(arm.means), arm.variances)
-    unit = cells[0].tokens
-    return {
-        "a": float(law.a * (unit / law.scale) ** -law.exponent),
-        "b": float(law.b),
-        "exponent": float(law.exponent),
-        "scale_tokens": unit,
-        "num_lengths": len(cells),
-    }
+    return {**law.per(cells[0].tokens), "num_lengths": len(cells)}
 
 
 def speedup_row(cell: Cell, baseline: Sequence[Cell], noise: Noise) -> SpeedupRow:
