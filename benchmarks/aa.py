@@ -20,13 +20,13 @@ from muonlab.execute.executor import Executor, Observation
 from muonlab.execute.local import LocalExecutor
 from muonlab.execute.runner import Runner
 from muonlab.records import Record, RunSpec
-from muonlab.train.environment import environment
 from muonlab.records.store import Store
 from muonlab.study.compare import compare
 from muonlab.study.config import validated
 from muonlab.study.fairness import conclude
 from muonlab.study.plan import plan_comparison
 from muonlab.study.protocol import drive
+from muonlab.train.environment import environment
 
 OPTIMIZERS = ("adamw", "muon")  # in turn
 AGAIN = "-again"  # ends the second name

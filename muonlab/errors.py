@@ -18,5 +18,5 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> UsageError:
     """
     names = sorted(valid)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return UsageError(f"unknown {kind} {str(name)!r}: {hint}(valid: {', '.join(names)})")
+    hint = f": did you mean '{near[0]}'?" if near else ""
+    return UsageError(f"unknown {kind} {str(name)!r}{hint} (valid: {', '.join(names)})")

@@ -36,6 +36,8 @@ NORMUON, SOAP, SHAMPOO, KRON = (f"muonlab/optim/{name}.py" for name in ("normuon
 MOMENTS, WHITENING, LOOP = "muonlab/kernels/moments.py", "muonlab/kernels/whitening.py", "muonlab/train/loop.py"
 TUNE, TRIALS, COMPARE = "muonlab/study/tune.py", "muonlab/study/trials.py", "muonlab/study/compare.py"
 SIGNIFICANCE, SPEEDUP = "muonlab/analyze/significance.py", "muonlab/analyze/speedup.py"
+LADDER, FAIRNESS, LADDERS = "muonlab/study/ladder.py", "muonlab/study/fairness.py", f"{STUDY}/test_ladder.py"
+FOUND, PROFILES, ASKING = "muonlab/analyze/ladder.py", "muonlab/analyze/profiles.py", "tests/cli/test_asking.py"
 
 MUTANTS = (
     Mutant("sign of the update flipped", UPDATE, "for piece in alike], alpha=-rule.lr * scale)",
@@ -201,6 +203,38 @@ MUTANTS = (
     Mutant("variance of the population, not of the sample", SIGNIFICANCE, "degrees = sum(len(group) - 1 for",
            "degrees = sum(len(group) for", ANALYZE),
     Mutant("speedup inverted", SPEEDUP, "-1.0 / self.exponent)", "1.0 / self.exponent)", ANALYZE),
+    Mutant("ladder: p of the losses alone", FOUND, "p_value=max(test.p_value, replicates.p_value)",
+           "p_value=test.p_value", LADDERS),
+    Mutant("ladder: what tuning is worth upside down", FOUND, "else own.horizon_tokens / reached",
+           "else reached / own.horizon_tokens", LADDERS),
+    Mutant("ladder: tuning seeds used for the final runs", LADDER, "for seed in self.rules.final_seeds]",
+           "for seed in self.rules.tuning.seeds[:len(self.rules.final_seeds)]]", LADDERS),
+    Mutant("ladder: what is frozen is tuned again", LADDER, "if start is None or h.name in self.sensitive[name]]", "]",
+           LADDERS),
+    Mutant("ladder: a law without the length", LADDER, "predict(points, params, tokens, coordinate)",
+           "predict(points, params, points[0][1], coordinate)", LADDERS),
+    Mutant("a rule broken at one size is not broken", FAIRNESS, "ok = False if False in answers else None", "ok = None",
+           LADDERS),
+    Mutant("what was not checked is ok", FAIRNESS, 'return Check(name="same_conditions", ok=None,',
+           'return Check(name="same_conditions", ok=True,', f"{STUDY}/test_fairness.py"),
+    Mutant("units of a joint law on the wrong side", "muonlab/analyze/scaling.py",
+           "a + alpha * self.log_params", "a - alpha * self.log_params", f"{ANALYZE}/test_scaling.py"),
+    Mutant("law of everybody, not of the baseline", "muonlab/analyze/speedups.py",
+           "law_cells = [cell for cell in here if cell.optimizer == baseline]", "law_cells = here",
+           f"{ANALYZE}/test_speedups.py"),
+    Mutant("a decayed rate taken for one that is not", "muonlab/analyze/audit_runs.py", "if left > UNDECAYED]",
+           "if left >= 0]", f"{ANALYZE}/test_audit.py"),
+    Mutant("edge where nothing lies beyond", "muonlab/analyze/audit_tuning.py",
+           "if 0 < index < len(points) - 1 or _is_natural(one.name, one.best.value, index == 0):",
+           "if 0 < index < len(points) - 1:", f"{ANALYZE}/test_audit.py"),
+    Mutant("held-out miss cancels nothing", PROFILES, "own = np.where(np.isfinite(t), own, np.inf)", "pass",
+           f"{ANALYZE}/test_profiles.py"),
+    Mutant("credit of a workload out of scale", PROFILES, "0.0, None) / (r_max - 1)", "0.0, None) / r_max",
+           f"{ANALYZE}/test_profiles.py"),
+    Mutant("one run asked for, the others forgotten", "muonlab/execute/asking.py", "self.specs = tuple(specs)",
+           "self.specs = tuple(specs)[:1]", ASKING),
+    Mutant("lines told before the bad one is read", "muonlab/cli/asking.py", "            _agree(record, store)\n",
+           "            _agree(record, store)\n            store.put(record)\n", ASKING),
     Mutant("seed missing from the key", "muonlab/records/spec.py", "seed: int = 0  #",
            'seed: int = field(default=0, metadata={"in_key": False})  #', RECORDS),
 )  # fmt: skip

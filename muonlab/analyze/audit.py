@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from muonlab.analyze.audit_rows import Evidence, Finding, from_runs, from_store, from_table
+from muonlab.analyze.audit_rows import Evidence, Finding
 from muonlab.analyze.audit_runs import (
     cherry_picked_step,
     conditions_differ,
@@ -13,6 +13,7 @@ from muonlab.analyze.audit_runs import (
     mid_schedule,
     missing_cells,
 )
+from muonlab.analyze.audit_tables import from_runs, from_store, from_table
 from muonlab.analyze.audit_tuning import Result, grid_edge, threshold_below_noise, unequal_tuning, untuned_baseline
 
 __all__ = ["RULES", "SEVERITIES", "Audit", "Evidence", "Finding", "audit", "from_runs", "from_store", "from_table"]

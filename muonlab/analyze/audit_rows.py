@@ -1,6 +1,5 @@
-"""What an audit looks at: rows as runs, their ends, the configurations tried, slices through the best one."""
+"""What an audit looks at: the ends of runs, the configurations tried, slices through the best one."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,23 +9,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from muonlab.analyze.runs import Run, from_records, from_rows
-from muonlab.analyze.significance import KNOWN, Noise, pooled_noise
-from muonlab.errors import UsageError
-from muonlab.records import Record
-from muonlab.records.spec import Value, canonical_json
+from muonlab.analyze.cells import Key, configurations, named_noise
+from muonlab.analyze.runs import Run, histories
+from muonlab.analyze.significance import Noise, pooled_noise
+from muonlab.records.spec import Value
 
-__all__ = ["Configuration", "Evidence", "Finding", "Place", "Point", "Row", "Slice", "from_store", "from_table"]
+__all__ = ["Configuration", "Evidence", "Finding", "Line", "Place", "Point", "Severity", "Slice", "is_number"]
 
 NOISE_NATS = 3e-3  # where nothing is measured: the smallest gain that the sweep of Wen et al. 2025 acts on
-IDENTITIES = ("run_id", "run_name")
-LOWEST, LAST = ("best_loss", "min_loss"), ("final_loss", "last_loss")
-LABELS = {*IDENTITIES, *LOWEST, *LAST, "id", "name", "url", "notes", "chinchilla"}  # no settings
-CELL = ("optimizer", "size", "params", "tokens", "chinchilla", "loss", "line")
 
 Severity = Literal["error", "warning", "note"]
 Place = tuple[str, float]  # size, tokens
-Key = tuple[str, str, float]  # optimizer, size, tokens
 Line = int | str
 
 
@@ -41,19 +34,6 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """A run as one row has it, with what an audit must know and other analyses need not."""
-
-    run: Run
-    line: Line
-    step: float | None = None
-    identity: str = ""  # of the run, where rows are moments of it
-    lowest: float | None = None  # over the steps, where the table says so beside `loss`
-    last: float | None = None
-    varied: str = ""  # of an ablation: the one setting that is not at its tuned value
-
-
-@dataclass(frozen=True, kw_only=True)
 class Configuration:
     """The runs of one optimizer at one place with the same settings, one per seed."""
 
@@ -61,6 +41,12 @@ class Configuration:
     losses: tuple[float, ...]  # of the runs that finished
     num_lost: int
     lines: tuple[Line, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> "Configuration":
+        losses = tuple(run.loss for run in runs if run.loss is not None)
+        lines = tuple(run.line for run in runs)
+        return cls(settings=runs[0].settings, losses=losses, num_lost=len(runs) - len(losses), lines=lines)
 
     @cached_property
     def loss(self) -> float | None:
@@ -91,37 +77,34 @@ class Slice:
 class Evidence:
     """A table, and what it is judged by."""
 
-    rows: tuple[Row, ...]
-    columns: frozenset[str]
+    rows: tuple[Run, ...]
     baseline: str = "adamw"
     noise_nats: float | None = None  # None: that of the seeds, else NOISE_NATS
     is_ablation: bool = False  # rows move one setting away from a tuned point
+    varied: Mapping[Line, str] = field(default_factory=dict)  # of ablations: row -> the setting that is moved
     tuned: Mapping[Key, Configuration] = field(default_factory=dict)  # of ablations, as far as it is known
     unit: str = "tokens"
 
     @cached_property
-    def runs(self) -> tuple[tuple[Row, ...], ...]:
-        """The rows of each run in the order of its steps; the last is its end."""
-        groups: dict[Any, list[Row]] = defaultdict(list)
-        for row in self.rows:
-            run = row.run
-            same = (run.optimizer, run.size, canonical_json(dict(run.settings)), run.seed)
-            length = ("horizon", run.horizon_tokens) if run.horizon_tokens else ("tokens", run.tokens)
-            groups[(run.optimizer, row.identity) if row.identity else (*same, *length)].append(row)
-        return tuple(tuple(sorted(rows, key=lambda r: (r.run.tokens, r.step or 0.0))) for rows in groups.values())
+    def columns(self) -> frozenset[str]:
+        """Everything that a row says beside its optimizer, size, length and loss."""
+        names = ("seed", "step", "horizon_tokens")
+        said = {name for run in self.rows for name in names if getattr(run, name) is not None}
+        return frozenset(said.union(*(run.settings.keys() | run.labels.keys() for run in self.rows)))
 
     @cached_property
-    def ends(self) -> tuple[Row, ...]:
-        return tuple(rows[-1] for rows in self.runs if rows[-1].run.is_final)
+    def histories(self) -> tuple[tuple[Run, ...], ...]:
+        """The rows of each run in the order of its steps; the last is its end."""
+        return histories(self.rows)
+
+    @cached_property
+    def ends(self) -> tuple[Run, ...]:
+        return tuple(rows[-1] for rows in self.histories if rows[-1].is_final)
 
     @cached_property
     def cells(self) -> dict[Key, tuple[Configuration, ...]]:
         """(optimizer, size, tokens) -> the configurations tried."""
-        groups: dict[Key, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-        for row in self.ends:
-            run = row.run
-            groups[run.optimizer, run.size, run.tokens][canonical_json(dict(run.settings))].append(row)
-        return {key: tuple(map(_configuration, tried.values())) for key, tried in groups.items()}
+        return {key: tuple(map(Configuration.of, tried)) for key, tried in configurations(self.ends).items()}
 
     @cached_property
     def best(self) -> dict[Key, Configuration]:
@@ -154,7 +137,7 @@ class Evidence:
     def noise(self) -> Noise:
         if self.noise_nats is None and self.measured.degrees:
             return self.measured
-        return Noise((NOISE_NATS if self.noise_nats is None else self.noise_nats) ** 2, KNOWN)
+        return named_noise(NOISE_NATS if self.noise_nats is None else self.noise_nats)
 
     @property
     def threshold(self) -> float:
@@ -171,11 +154,11 @@ class Evidence:
         return tuple(found)
 
     @cached_property
-    def _varied(self) -> dict[Key, list[Row]]:
-        found: dict[Key, list[Row]] = defaultdict(list)
-        for row in self.ends:
-            if row.varied:
-                found[row.run.optimizer, row.run.size, row.run.tokens].append(row)
+    def _varied(self) -> dict[Key, list[Run]]:
+        found: dict[Key, list[Run]] = defaultdict(list)
+        for run in self.ends:
+            if run.line in self.varied:
+                found[run.optimizer, run.size, run.tokens].append(run)
         return found
 
     def _around(self, key: Key, best: Configuration) -> Iterable[Slice]:
@@ -192,14 +175,14 @@ class Evidence:
 
     def _ablated(self, key: Key, best: Configuration) -> Iterable[Slice]:
         tuned, groups = self.tuned.get(key), defaultdict(list)
-        for row in self._varied[key]:
-            groups[row.varied].append(_configuration([row]))
+        for run in self._varied[key]:
+            groups[self.varied[run.line]].append(Configuration.of([run]))
         bound = min(best.loss or 0.0, math.inf if tuned is None or tuned.loss is None else tuned.loss)
         holding = [name for name, group in groups.items() if any(one.loss == bound for one in group)]
         listed = len(holding) > max(1, len(groups) / 2)  # only the tuned point itself lies on most of the slices
         for name, group in groups.items():
             centre = None
-            if tuned is not None and _is_number(tuned.settings.get(name)):
+            if tuned is not None and is_number(tuned.settings.get(name)):
                 losses = tuned.losses or (bound,)
                 group, centre = [*group, replace(tuned, losses=losses)], tuned.settings[name]
             points = _points(name, group)
@@ -218,7 +201,7 @@ class Evidence:
     def at(self, place: Place) -> str:
         """The place in words.
 
-        >>> Evidence(rows=(), columns=frozenset()).at(("130m", 2684354560.0))
+        >>> Evidence(rows=()).at(("130m", 2684354560.0))
         '130m, 2.68B tokens'
         """
         size, tokens = place
@@ -229,24 +212,16 @@ class Evidence:
         return f"{size}{', ' if size else ''}{tokens / scale:.3g}{letter} tokens"
 
 
-def _configuration(rows: Sequence[Row]) -> Configuration:
-    losses = tuple(row.run.loss for row in rows if row.run.loss is not None)
-    return Configuration(
-        settings=rows[0].run.settings, losses=losses, num_lost=len(rows) - len(losses),
-        lines=tuple(row.line for row in rows),
-    )  # fmt: skip
-
-
 def _differ(one: Configuration, other: Configuration) -> str | None:
     """The one numeric setting in which they differ; None where it is not one."""
     names = one.settings.keys() | other.settings.keys()
     differ = [name for name in names if one.settings.get(name) != other.settings.get(name)]
-    if len(differ) != 1 or not all(_is_number(each.settings.get(differ[0])) for each in (one, other)):
+    if len(differ) != 1 or not all(is_number(each.settings.get(differ[0])) for each in (one, other)):
         return None
     return differ[0]
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -255,131 +230,10 @@ def _points(name: str, group: Iterable[Configuration]) -> tuple[Point, ...]:
     points: dict[Any, Point] = {}
     for one in group:
         value = one.settings.get(name)
-        if _is_number(value) and (value not in points or _rank(one.loss) < _rank(points[value].loss)):
+        if is_number(value) and (value not in points or _rank(one.loss) < _rank(points[value].loss)):
             points[value] = Point(value, one.loss, one.lines)  # type: ignore[arg-type]
     return tuple(points[value] for value in sorted(points))
 
 
 def _rank(loss: float | None) -> float:
     return math.inf if loss is None else loss
-
-
-def from_table(
-    rows: Sequence[Mapping[str, Any]], path: object, tuned: Iterable[Mapping[str, Any]] = (), **judged: Any
-) -> Evidence:
-    """The rows of `read_rows`: a run each, or ablations where there are columns `hyperparameter` and `value`.
-
-    Raises   UsageError naming the line of a bad row, or the column that is missing
-    """
-    columns = frozenset(name for row in rows for name, value in row.items() if value is not None) - {"line"}
-    if {"hyperparameter", "value"} <= columns:
-        return _from_ablations(rows, columns, path, tuned, judged)
-    if tuned:
-        raise UsageError("--tuned goes with a table of ablations, which has columns hyperparameter and value")
-    if "tokens" not in columns:
-        raise UsageError(f"{path} has no column 'tokens': say which one it is with --column tokens=NAME")
-    return Evidence(rows=tuple(map(_row, rows, from_rows(rows, path))), columns=columns, **judged)
-
-
-def _row(row: Mapping[str, Any], run: Run) -> Row:
-    settings = {name: _frozen(value) for name, value in run.settings.items() if name not in LABELS}
-    lowest, last, identity = (next((row[n] for n in names if row.get(n) is not None), None)
-                              for names in (LOWEST, LAST, IDENTITIES))  # fmt: skip
-    return Row(
-        run=replace(run, settings=settings), line=row["line"], step=row.get("step"),
-        lowest=lowest, last=last, identity="" if identity is None else str(identity),
-    )  # fmt: skip
-
-
-def _frozen(value: Any) -> Any:
-    """Hashable, as settings are compared."""
-    if isinstance(value, list | tuple):
-        return tuple(map(_frozen, value))
-    return json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else value
-
-
-def _from_ablations(
-    rows: Sequence[Mapping[str, Any]], columns: frozenset[str], path: object, tuned: Iterable[Mapping[str, Any]],
-    judged: Mapping[str, Any],
-) -> Evidence:  # fmt: skip
-    length = next((name for name in ("tokens", "chinchilla") if name in columns), None)
-    if length is None:
-        raise UsageError(f"{path} has no column 'tokens' or 'chinchilla', so that no lengths can be told apart")
-    cells, where = _tuned(tuned, length)
-    found, points = [], {}
-    for key, settings in cells.items():
-        loss = settings.pop("loss", None)
-        points[key] = Configuration(
-            settings=settings, losses=() if loss is None else (loss,), num_lost=0, lines=(where[key],)
-        )
-        if loss is not None:
-            run = Run(optimizer=key[0], size=key[1], params=None, tokens=key[2], loss=loss, settings=settings)
-            found.append(Row(run=run, line=where[key]))
-    for row in rows:
-        name, value = row.get("hyperparameter"), row.get("value")
-        if not name or value is None:
-            raise UsageError(f"{path} line {row['line']}: hyperparameter and value must not be empty")
-        plain = {"tokens": row.get(length), **{n: row.get(n) for n in ("optimizer", "size", "loss", "seed", "line")}}
-        run = from_rows([plain], path)[0]
-        base = cells.get((run.optimizer, run.size, run.tokens), {})
-        found.append(Row(run=replace(run, settings={**base, name: value}), line=row["line"], varied=name))
-    names = {name for row in found for name in row.run.settings}
-    unit = "x" if length == "chinchilla" else "tokens"
-    return Evidence(
-        rows=tuple(found), columns=columns | names, is_ablation=True, tuned=points, unit=unit, **judged
-    )  # fmt: skip
-
-
-def _tuned(rows: Iterable[Mapping[str, Any]], length: str) -> tuple[dict[Key, dict[str, Any]], dict[Key, str]]:
-    """What is known of the tuned points: settings, which may be JSON in a cell, and loss; and where it stands."""
-    cells: dict[Key, dict[str, Any]] = defaultdict(dict)
-    where: dict[Key, str] = {}
-    for row in rows:
-        if row.get("optimizer") is None or not isinstance(row.get(length), int | float):
-            raise UsageError(f"{row['line']}: a tuned point needs optimizer, size and {length}")
-        key = (str(row["optimizer"]), str(row.get("size") or ""), row[length])
-        for name, value in row.items():
-            if isinstance(value, str) and value.startswith("{"):
-                try:
-                    cells[key] |= {n: _frozen(v) for n, v in json.loads(value).items()}
-                except ValueError as error:
-                    raise UsageError(f"{row['line']}: {name} is not JSON ({error})") from None
-            elif name == "loss" and _is_number(value) and math.isfinite(value):
-                cells[key][name] = value
-            elif value is not None and name not in CELL:
-                cells[key][name] = _frozen(value)
-        where.setdefault(key, str(row["line"]))
-    return dict(cells), where
-
-
-def from_runs(runs: Sequence[Run], **judged: Any) -> Evidence:
-    """Runs of whatever origin, a row each; where they stand is what findings name."""
-    columns = frozenset({name for run in runs for name in run.settings})
-    columns |= {name for name in ("seed", "horizon_tokens") if any(getattr(run, name) is not None for run in runs)}
-    return Evidence(rows=tuple(Row(run=run, line=run.where) for run in runs), columns=columns, **judged)
-
-
-def from_store(records: Iterable[Record], **judged: Any) -> Evidence:
-    """The ends of the runs of a store with all that determined them; a line is the key of a record."""
-    kept = [record for record in records if record.outcome != "failed"]
-    rows = []
-    for record, run in zip(kept, from_records(kept), strict=True):
-        spec = record.spec
-        conditions: dict[str, Any] = {
-            name: getattr(spec, name)
-            for name in (
-                "task",
-                "data_fingerprint",
-                "precision",
-                "device",
-                "torch",
-                "compile",
-                "parametrization",
-                "clip",
-            )
-        }
-        conditions |= {f"schedule.{name}": value for name, value in vars(spec.schedule).items()}
-        settings = {**run.settings, **conditions}
-        rows.append(Row(run=replace(run, settings=settings), line=record.key))
-    columns = frozenset({name for row in rows for name in row.run.settings} | {"seed", "horizon_tokens"})
-    return Evidence(rows=tuple(rows), columns=columns, **judged)

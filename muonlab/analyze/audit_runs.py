@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
-from muonlab.analyze.audit_rows import LAST, LOWEST, Configuration, Evidence, Finding, Line, Place, Row, Severity
+from muonlab.analyze.audit_rows import Configuration, Evidence, Finding, Line, Place, Severity
 from muonlab.analyze.audit_tuning import Result, enumerated, is_batch, is_lr, union
+from muonlab.analyze.runs import LAST, LOWEST, Run
 from muonlab.analyze.significance import LEVEL, contrast
 
 __all__ = [
@@ -24,15 +25,15 @@ HOLES = 0.25  # of a grid, beyond which it was none: settings moved one at a tim
 def mid_schedule(evidence: Evidence) -> Result:
     """Rows before the end of their schedule, and several moments of one run."""
     found = _before_the_end(evidence)
-    twins = [row for rows in evidence.runs for row in rows if len(rows) > 1 and _is_twin(row, rows)]
+    twins = [row for rows in evidence.histories for row in rows if len(rows) > 1 and _is_twin(row, rows)]
     if twins:
         detail = "rows that no step, seed or setting tells apart, of which the last is taken: " + enumerated(
-            [f"{row.run.optimizer} ({evidence.at(_place(row))})" for row in twins]
+            [f"{row.optimizer} ({evidence.at(_place(row))})" for row in twins]
         )
         found.append(_finding("mid_schedule", "error", detail, twins))
-    early = [(row, rows[-1]) for rows in evidence.runs for row in rows[:-1] if not _is_twin(row, rows)]
+    early = [(row, rows[-1]) for rows in evidence.histories for row in rows[:-1] if not _is_twin(row, rows)]
     for severity, same, what in (("error", True, "at the same tokens"), ("warning", False, "with more tokens")):
-        moments = [row for row, end in early if row.run.is_final and (row.run.tokens == end.run.tokens) is same]
+        moments = [row for row, end in early if row.is_final and (row.tokens == end.tokens) is same]
         if moments:
             detail = f"{len(moments)} rows are earlier steps of runs whose last row stands in the table {what}"
             found.append(_finding("mid_schedule", severity, detail, moments))  # type: ignore[arg-type]
@@ -41,25 +42,25 @@ def mid_schedule(evidence: Evidence) -> Result:
     return found
 
 
-def _is_twin(row: Row, rows: Sequence[Row]) -> bool:
-    return any(row is not other and (row.run.tokens, row.step) == (other.run.tokens, other.step) for other in rows)
+def _is_twin(row: Run, rows: Sequence[Run]) -> bool:
+    return any(row is not other and (row.tokens, row.step) == (other.tokens, other.step) for other in rows)
 
 
 def _before_the_end(evidence: Evidence) -> list[Finding]:
     """An error where a run has no end in the table, or is read where others ended; else it is a curve, a warning."""
-    ended = {(row.run.size, row.run.tokens) for row in evidence.ends}
-    groups: dict[Severity, list[Row]] = defaultdict(list)
-    for rows in evidence.runs:
+    ended = {(row.size, row.tokens) for row in evidence.ends}
+    groups: dict[Severity, list[Run]] = defaultdict(list)
+    for rows in evidence.histories:
         for row in rows:
-            if not row.run.is_final:
-                compared = not rows[-1].run.is_final or _place(row) in ended
+            if not row.is_final:
+                compared = not rows[-1].is_final or _place(row) in ended
                 groups["error" if compared else "warning"].append(row)
     why = {"error": "stand where others have ended, or for a run without an end", "warning": "are no final losses"}
     return [
         _finding(
             "mid_schedule", severity,
             f"{len(rows)} rows before the end of their schedule {why[severity]}: "
-            + enumerated([f"{row.run.optimizer} at {row.run.tokens / (row.run.horizon_tokens or 1):.0%} of its "
+            + enumerated([f"{row.optimizer} at {row.tokens / (row.horizon_tokens or 1):.0%} of its "
                            f"schedule ({evidence.at(_place(row))})" for row in rows]),
             rows,
         )
@@ -75,22 +76,22 @@ def lr_not_decayed(evidence: Evidence) -> Result:
     bad = [(row, left) for row, left in judged if left > UNDECAYED]
     if not bad:
         return []
-    names = dict.fromkeys(row.run.optimizer for row, _ in bad)
-    decayed = dict.fromkeys(row.run.optimizer for row, left in judged if left <= UNDECAYED)
+    names = dict.fromkeys(row.optimizer for row, _ in bad)
+    decayed = dict.fromkeys(row.optimizer for row, left in judged if left <= UNDECAYED)
     worst = max(left for _, left in bad)
     detail = f"{len(bad)} runs of {', '.join(names)} end at up to {worst:.0%} of the peak learning rate"
     detail += f", while {', '.join(decayed)} decay it" if decayed else ": rankings can flip during the decay"
     return [_finding("lr_not_decayed", "error" if decayed else "warning", detail, [row for row, _ in bad])]
 
 
-def _left(row: Row) -> float | None:
+def _left(row: Run) -> float | None:
     """The last learning rate as a fraction of the peak; None where the row does not say."""
-    settings = {name.rpartition(".")[2]: value for name, value in row.run.settings.items()}
-    kinds = [str(value) for name, value in row.run.settings.items() if name in SCHEDULES]
+    settings = {name.rpartition(".")[2]: value for name, value in row.settings.items()}
+    kinds = [str(value) for name, value in row.settings.items() if name in SCHEDULES]
     if any(kind.lower().startswith("constant") for kind in kinds):
         return 1.0
     fractions = [settings[name] for name in FRACTIONS if isinstance(settings.get(name), int | float)]
-    peak = next((value for name, value in row.run.settings.items() if is_lr(name)), None)
+    peak = next((value for name, value in row.settings.items() if is_lr(name)), None)
     if isinstance(peak, int | float) and peak > 0:
         fractions += [settings[name] / peak for name in RATES if isinstance(settings.get(name), int | float)]
     return max(fractions) if fractions else 0.0 if kinds else None
@@ -150,8 +151,8 @@ def conditions_differ(evidence: Evidence) -> Result:
     tried: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in evidence.ends:
         for name in names:
-            if name in row.run.settings:
-                tried[row.run.optimizer, name].add(str(row.run.settings[name]))
+            if name in row.settings:
+                tried[row.optimizer, name].add(str(row.settings[name]))
     groups: dict[tuple[Severity, str], list[tuple[str, tuple[Line, ...]]]] = defaultdict(list)
     for place, here in evidence.places.items():
         for name in names:
@@ -190,18 +191,18 @@ def cherry_picked_step(evidence: Evidence) -> Result:
     """The loss is the lowest over steps instead of the last, or optimizers have no length in common."""
     found = list(_nothing_in_common(evidence))
     early = [
-        (min(rows, key=lambda row: math.inf if row.run.loss is None else row.run.loss), rows[-1])
-        for rows in evidence.runs
-        if len({(row.run.tokens, row.step) for row in rows}) > 1 and rows[-1].run.loss is not None
+        (min(rows, key=lambda row: math.inf if row.loss is None else row.loss), rows[-1])
+        for rows in evidence.histories
+        if len({(row.tokens, row.step) for row in rows}) > 1 and rows[-1].loss is not None
     ]
-    early = [(low, last) for low, last in early if (last.run.loss or 0) - (low.run.loss or 0) > evidence.threshold]
+    early = [(low, last) for low, last in early if (last.loss or 0) - (low.loss or 0) > evidence.threshold]
     if early:
         detail = "the lowest loss of a run is not its last, which is the one to report: " + enumerated(
-            [f"{low.run.optimizer} {low.run.loss:.4f} before {last.run.loss:.4f}" for low, last in early]
+            [f"{low.optimizer} {low.loss:.4f} before {last.loss:.4f}" for low, last in early]
         )
         found.append(_finding("cherry_picked_step", "warning", detail, [row for pair in early for row in pair]))
     found += _minimum_reported(evidence)
-    moments = any(len(rows) > 1 for rows in evidence.runs)
+    moments = any(len(rows) > 1 for rows in evidence.histories)
     if not found and not moments and not evidence.columns & {*LOWEST, *LAST}:
         return "no run has rows of several steps, nor a column final_loss or best_loss beside loss: one would allow it"
     return found
@@ -210,14 +211,14 @@ def cherry_picked_step(evidence: Evidence) -> Result:
 def _minimum_reported(evidence: Evidence) -> Iterator[Finding]:
     certain = [
         row for row in evidence.rows
-        if row.run.loss is not None and row.last is not None and row.last - row.run.loss > 1e-9
+        if row.loss is not None and row.last is not None and row.last - row.loss > 1e-9
     ]  # fmt: skip
     if certain:
-        worst = max((row.last or 0.0) - (row.run.loss or 0.0) for row in certain)
+        worst = max((row.last or 0.0) - (row.loss or 0.0) for row in certain)
         detail = f"loss lies below the last one of the same run in {len(certain)} rows, by up to {worst:.4f} nats"
         yield _finding("cherry_picked_step", "error", detail, certain)
-    known = [row for row in evidence.rows if row.lowest is not None and row.last is None and row.run.loss is not None]
-    if known and all(abs((row.run.loss or 0.0) - (row.lowest or 0.0)) <= 1e-9 for row in known):
+    known = [row for row in evidence.rows if row.lowest is not None and row.last is None and row.loss is not None]
+    if known and all(abs((row.loss or 0.0) - (row.lowest or 0.0)) <= 1e-9 for row in known):
         detail = f"loss equals the lowest over steps in all {len(known)} rows that have both: it may not be the last"
         yield _finding("cherry_picked_step", "warning", detail, known)
 
@@ -239,7 +240,7 @@ def _challengers(evidence: Evidence) -> Iterable[str]:
 
 
 def missing_cells(evidence: Evidence) -> Result:
-    """The baseline lacks a size and length that a challenger has; a grid of settings has holes."""
+    """The baseline lacks a size and length that a challenger has, divergence left none, or a grid has holes."""
     base = {key[1:] for key in evidence.best if key[0] == evidence.baseline}
     if not base:
         return f"{evidence.baseline} is not in the table: say what is the baseline with --baseline"
@@ -252,6 +253,13 @@ def missing_cells(evidence: Evidence) -> Result:
     if lacking:
         detail = f"{evidence.baseline} is missing where challengers are: " + enumerated([text for text, _ in lacking])
         rows = union(lines for _, lines in lacking)
+        found.append(Finding(rule="missing_cells", severity="warning", detail=detail, rows=rows))
+    lost = {key: tried for key, tried in evidence.cells.items() if key not in evidence.best}
+    if lost:
+        detail = "every configuration lost a run to divergence, so that nothing is compared: " + enumerated(
+            [f"{name} ({evidence.at(place)})" for name, *place in lost]  # type: ignore[arg-type]
+        )
+        rows = union(one.lines for tried in lost.values() for one in tried)
         found.append(Finding(rule="missing_cells", severity="warning", detail=detail, rows=rows))
     holes = [hole for key, tried in evidence.cells.items() if (hole := _holes(evidence, key, tried))]
     if holes:
@@ -279,9 +287,9 @@ def _holes(evidence: Evidence, key: Any, tried: Sequence[Configuration]) -> tupl
     return text, union(one.lines for one in tried)
 
 
-def _place(row: Row) -> Place:
-    return row.run.size, row.run.tokens
+def _place(row: Run) -> Place:
+    return row.size, row.tokens
 
 
-def _finding(rule: str, severity: Severity, detail: str, rows: Iterable[Row]) -> Finding:
+def _finding(rule: str, severity: Severity, detail: str, rows: Iterable[Run]) -> Finding:
     return Finding(rule=rule, severity=severity, detail=detail, rows=union([row.line] for row in rows))

@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from muonlab.analyze.audit_rows import Configuration, Evidence, Finding, Key, Line, Point, Severity, Slice
+from muonlab.analyze.audit_rows import Configuration, Evidence, Finding, Line, Point, Severity, Slice
+from muonlab.analyze.cells import Key
 
 __all__ = [
     "Result",

@@ -26,16 +26,15 @@ from muonlab.analyze.significance import (
     paired,
     pooled_noise,
 )
-from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap_speedup, finite, fit_data_law, shared_fraction
+from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap, finite, fit_data_law, read_off, shared_fraction
 from muonlab.analyze.tuning import run_loss, selection, slices, trial_losses, tuning_spread
 from muonlab.analyze.wallclock import Rate, cost_rate
 from muonlab.records import Record
 from muonlab.records.evidence import Arm, Cell, Evidence
 
-__all__ = ["REACH", "arm_losses", "cell_contrast", "cell_noise", "compare", "final_losses", "losses_at"]
+__all__ = ["arm_losses", "cell_contrast", "cell_noise", "compare", "final_losses", "losses_at"]
 
 Records = Mapping[str, Record]
-REACH = 1.1  # a fitted law that smooths noise may be read this far beyond the baseline's horizons; ours
 
 
 def compare(evidence: Evidence, records: Records) -> Comparison:
@@ -182,11 +181,9 @@ def _speedup(arm: Arm, baseline: Arm, horizon_tokens: int, records: Records) -> 
     if not inside:
         return _bound(cells, challenger, means, rate, records)
     cell = inside[-1]
-    point, low, high = bootstrap_speedup(arm_losses(cells, records), arm_losses([cell], records))
-    reached = point * cell.horizon_tokens
-    within = cells[0].horizon_tokens / REACH <= reached <= cells[-1].horizon_tokens * REACH
-    flag = "extrapolated" if math.isfinite(point) and not within else ""
-    return _with_wall(finite(point), finite(low), finite(high), rate, flag, cell.horizon_tokens)
+    found = bootstrap(arm_losses(cells, records), arm_losses([cell], records))
+    point, low, high, flag = read_off(found, cell.horizon_tokens, [c.horizon_tokens for c in cells])
+    return _with_wall(point, low, high, rate, flag, cell.horizon_tokens)
 
 
 def _bound(
@@ -210,7 +207,6 @@ def _with_wall(
         wall = None if tokens is None else tokens * rate.median
         wall_low = None if low is None else low * rate.low
         wall_high = None if high is None else high * rate.high
-    flag = flag or ("" if tokens is not None else "undefined")
     return Speedup(
         tokens=tokens, low=low, high=high, wall=wall, wall_low=wall_low, wall_high=wall_high,
         flag=flag, horizon_tokens=horizon_tokens,

@@ -32,8 +32,9 @@ class Check:
     """One fairness rule, held or broken, with the figures that show it."""
 
     name: str
-    ok: bool
+    ok: bool | None  # None: not checked, since the records do not say what it would take
     detail: str
+    severity: str = ""  # of what was found where the rule is not broken: "warning" or "note"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +68,9 @@ class OptimizerFinding:
     hyperparameters: Mapping[str, Value]
     polar: str
     horizons: tuple[LossesAt, ...]
-    tuning_runs: int
+    tuning_runs: int  # of a table: configurations tried
     tuning_tokens: int
-    converged: bool
+    converged: bool | None  # None: not known, as of a table
 
 
 @dataclass(frozen=True, kw_only=True)

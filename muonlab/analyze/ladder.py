@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from muonlab.analyze.comparison import REACH, arm_losses, cell_contrast, cell_noise, final_losses, losses_at
+from muonlab.analyze.comparison import arm_losses, cell_contrast, cell_noise, final_losses, losses_at
 from muonlab.analyze.findings import Check, Contrast, LossesAt, Speedup, SpeedupRow
 from muonlab.analyze.flips import Flip, flips
 from muonlab.analyze.laws import fit_law
 from muonlab.analyze.sensitivity import Sensitivity, sensitivity
 from muonlab.analyze.significance import contrast, judge
-from muonlab.analyze.speedup import Bootstrap, Selection, bootstrap, finite, fit_data_law
+from muonlab.analyze.speedup import Bootstrap, Selection, bootstrap, fit_data_law, read_off
 from muonlab.analyze.tuning import run_loss, selection, tried
 from muonlab.records import Record
 from muonlab.records.evidence import Control, Forecast, LadderEvidence, Rung, Tuning
@@ -136,12 +136,8 @@ def _cells(evidence: LadderEvidence, name: str, size: str, records: Records) -> 
 
 def _row(evidence: LadderEvidence, rung: Rung, found: Bootstrap | None, records: Records) -> SpeedupRow:
     losses = final_losses(rung.cell, records)
-    point, low, high = map(finite, (found.point, *found.interval)) if found is not None else (None, None, None)
-    flag = "undefined"
-    if point is not None:
-        lengths = [r.cell.horizon_tokens for r in _cells(evidence, evidence.baseline, rung.size, records)]
-        reached = point * rung.cell.horizon_tokens
-        flag = "" if min(lengths) / REACH <= reached <= max(lengths) * REACH else "extrapolated"
+    lengths = [r.cell.horizon_tokens for r in _cells(evidence, evidence.baseline, rung.size, records)]
+    point, low, high, flag = read_off(found, rung.cell.horizon_tokens, lengths)
     return SpeedupRow(
         optimizer=rung.name,
         size=rung.size,

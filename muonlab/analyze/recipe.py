@@ -3,7 +3,6 @@
 Two sweeps may speak: a published one, which is shipped as a table of optima, and the runs of the user's own store.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -19,6 +18,7 @@ LR_FACTORS = (0.5, 1.0, 2.0)  # of a check
 CHECK_SEEDS = 2
 FLOPS_PER_TOKEN = 6  # per parameter, forward and backward
 FEW_STEPS = 100
+LARGEST = 1e18  # of any size or length: nobody trains beyond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +110,11 @@ def recipe(
     >>> entry.value, entry.low, entry.high, found.extrapolation["params"]
     (0.0047, 0.0023, 0.0092, 1.0)
     """
-    for name, value in (("--params", params), ("--tokens", tokens)):
-        if not 0 < value < math.inf:
-            raise UsageError(f"{name} must be above 0, got {value:g}")
+    for name, value in (("--params", params), ("--tokens", tokens), ("--batch", batch_tokens)):
+        if value is not None and not 0 < value < LARGEST:
+            raise UsageError(f"{name} must be above 0 and below {LARGEST:g}, got {value:g}")
+    if batch_tokens is not None and batch_tokens > tokens:
+        raise UsageError(f"--batch {batch_tokens:,} is more than all of --tokens {tokens:,.0f}: name a smaller one")
     fits = {name: _fit(sweep, params, tokens) for name, sweep in (("published", published), ("own", own)) if sweep}
     wins = own is not None and "opt.lr" in own.values and own.covers(params, tokens)
     order = [fits[name] for name in (("own", "published") if wins else ("published",)) if name in fits]
@@ -214,7 +216,7 @@ def _cost(lr: float, params: float, tokens: float) -> Cost:
 def _warnings(chosen: SweepFit, num_steps: int | None, batch_tokens: int | None) -> tuple[str, ...]:
     warnings = [
         f"{name} is {chosen.extrapolation[name]:.3g}x outside what was tuned: check before you rely on it"
-        for name in ("params", "tokens")
+        for name in ("params", "tokens", "tokens_per_param")
         if chosen.extrapolation[name] > REACH
     ]
     entry = chosen.hyperparameters.get("batch_tokens")

@@ -1,24 +1,28 @@
 """Runs as the analyses of tables see them, whether they are rows of anybody's file or records of the store."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
-from muonlab.analyze.significance import KNOWN, Noise, pooled_noise
 from muonlab.errors import UsageError
 from muonlab.records import Record
 from muonlab.records.spec import Value, canonical_json
 
-__all__ = ["Cell", "Run", "best_cells", "final", "from_records", "from_rows", "seed_noise"]
+__all__ = ["LARGEST", "Run", "ends", "from_records", "from_rows", "frozen", "histories", "same_run"]
 
+IDENTITIES = ("run_id", "run_name")
+LOWEST, LAST = ("best_loss", "min_loss"), ("final_loss", "last_loss")
+LABELS = {*IDENTITIES, *LOWEST, *LAST, "id", "name", "url", "notes", "chinchilla"}  # no settings
 MEASURED = {
     "optimizer", "size", "params", "tokens", "loss", "seed", "step", "outcome", "line", "key", "created",
     "wall_seconds", "step_seconds", "flops", "horizon_tokens", "time_to_target",
 }  # fmt: skip
+CONDITIONS = ("task", "data_fingerprint", "precision", "device", "torch", "compile", "parametrization", "clip")
+LARGEST = 1e30  # a loss above it has blown up; its square is still a number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,31 +35,35 @@ class Run:
     tokens: float
     loss: float | None  # held out; None: diverged or failed
     seed: int | None = None
+    step: float | None = None
     horizon_tokens: float | None = None  # of the schedule; None: not said, so that `tokens` is taken for the end
-    settings: Mapping[str, Value] = field(default_factory=dict)  # every column that is not measured
+    settings: Mapping[str, Value] = field(default_factory=dict)  # every column that has no meaning of its own
+    labels: Mapping[str, Any] = field(default_factory=dict)  # the columns of LABELS
     where: str = ""  # for people: the line, or the key of the record
+    line: int | str = ""  # of the table, or the whole key
 
     @property
     def is_final(self) -> bool:
         return self.horizon_tokens is None or self.tokens >= self.horizon_tokens * (1 - 1e-6)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """The runs of one optimizer at one size and length in its best configuration, one per seed."""
-
-    optimizer: str
-    size: str
-    params: float | None
-    tokens: float
-    settings: Mapping[str, Value]
-    losses: tuple[float, ...]
-    seeds: tuple[int | None, ...]  # in the order of `losses`
-    num_configurations: int  # among which that one was the best
+    @property
+    def identity(self) -> str:
+        """Of the run, where rows are moments of it; "" where the table does not say."""
+        return str(next((self.labels[name] for name in IDENTITIES if name in self.labels), ""))
 
     @property
-    def mean(self) -> float:
-        return float(np.mean(self.losses))
+    def lowest(self) -> float | None:
+        """The lowest loss over the steps, where the table has it beside `loss`."""
+        return self._number(LOWEST)
+
+    @property
+    def last(self) -> float | None:
+        """The loss of the last step, where the table has it beside `loss`."""
+        return self._number(LAST)
+
+    def _number(self, names: Sequence[str]) -> float | None:
+        found = (self.labels[name] for name in names if name in self.labels)
+        return next((value for value in found if isinstance(value, int | float)), None)
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]], path: object) -> tuple[Run, ...]:
@@ -78,21 +86,35 @@ def _run(row: Mapping[str, Any], where: str) -> Run:
     loss, seed, params = row.get("loss"), row.get("seed"), row.get("params")
     if seed is not None and not float(seed).is_integer():
         raise UsageError(f"{where}: seed must be a whole number, got {seed!r}")
+    known = {name: frozen(value) for name, value in row.items() if name not in MEASURED and value is not None}
     return Run(
         optimizer=str(row.get("optimizer", "")),
         size=str(row.get("size") or (f"{params:g}" if params else "")),
         params=None if params is None else float(params),
         tokens=float(row["tokens"]),
-        loss=loss if loss is not None and math.isfinite(loss) else None,
+        loss=loss if loss is not None and abs(loss) <= LARGEST else None,
         seed=None if seed is None else int(seed),
+        step=row.get("step"),
         horizon_tokens=row.get("horizon_tokens"),
-        settings={name: value for name, value in row.items() if name not in MEASURED and value is not None},
+        settings={name: value for name, value in known.items() if name not in LABELS},
+        labels={name: value for name, value in known.items() if name in LABELS},
         where=where,
+        line=row["line"],
     )
 
 
-def from_records(records: Iterable[Record]) -> tuple[Run, ...]:
-    """The ends of the runs of a store; failed ones, which are run again, are left out."""
+def frozen(value: Any) -> Any:
+    """Hashable, as settings are compared."""
+    if isinstance(value, list | tuple):
+        return tuple(map(frozen, value))
+    return json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else value
+
+
+def from_records(records: Iterable[Record], *, conditions: bool = False) -> tuple[Run, ...]:
+    """The ends of the runs of a store; failed ones, which are run again, are left out.
+
+    With `conditions` the settings hold all that determined a run, schedule, precision and machine included.
+    """
     return tuple(
         Run(
             optimizer=record.spec.optimizer,
@@ -106,65 +128,56 @@ def from_records(records: Iterable[Record]) -> tuple[Run, ...]:
                 **record.spec.hyperparameters,
                 **{f"task.{name}": value for name, value in record.spec.task_options.items()},
                 "batch_tokens": record.spec.batch_tokens,
+                **(_conditions(record) if conditions else {}),
             },
             where=f"run {record.key[:12]}",
+            line=record.key,
         )
         for record in records
         if record.outcome != "failed"
     )
 
 
-def final(runs: Iterable[Run]) -> tuple[Run, ...]:
-    """Those at the end of their schedule: nothing else may be compared."""
-    return tuple(run for run in runs if run.is_final)
+def _conditions(record: Record) -> dict[str, Any]:
+    spec = record.spec
+    schedule = {f"schedule.{name}": value for name, value in vars(spec.schedule).items()}
+    return {**{name: getattr(spec, name) for name in CONDITIONS}, **schedule}
 
 
-def best_cells(runs: Iterable[Run]) -> dict[tuple[str, str, float], Cell]:
-    """(optimizer, size, tokens) -> its best configuration by the mean over seeds; none where every one diverged.
+def histories(runs: Iterable[Run]) -> tuple[tuple[Run, ...], ...]:
+    """The rows of each run in the order of its steps; the last is its end.
 
-    Raises   UsageError for two rows of the same configuration and seed, of which one cannot be right
+    Rows are moments of one run if they have its name, or, without names, if nothing but step and tokens on the way to
+    one horizon tells them apart. Where a table names neither optimizer nor run every row is one.
     """
-    configurations: dict[tuple[str, str, float], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        configurations[run.optimizer, run.size, run.tokens][canonical_json(dict(run.settings))].append(run)
-    cells = {}
-    for key, tried in configurations.items():
-        finished = [group for group in tried.values() if all(run.loss is not None for run in group)]
-        for group in tried.values():
-            _refuse_twins(group)
-        if finished:
-            best = min(finished, key=lambda group: float(np.mean([run.loss for run in group])))
-            cells[key] = Cell(
-                optimizer=key[0],
-                size=key[1],
-                params=best[0].params,
-                tokens=key[2],
-                settings=best[0].settings,
-                losses=tuple(run.loss for run in best if run.loss is not None),
-                seeds=tuple(run.seed for run in best),
-                num_configurations=len(tried),
-            )
-    return cells
+    groups: dict[Any, list[Run]] = defaultdict(list)
+    for number, run in enumerate(runs):
+        length = ("horizon", run.horizon_tokens) if run.horizon_tokens else ("tokens", run.tokens)
+        known = (canonical_json(dict(run.settings)), *length)
+        own = (run.identity, run.horizon_tokens) if run.identity else known if run.optimizer else number
+        groups[run.optimizer, run.size, run.seed, own].append(run)
+    return tuple(tuple(sorted(rows, key=lambda run: (run.tokens, run.step or 0.0))) for rows in groups.values())
 
 
-def _refuse_twins(group: Sequence[Run]) -> None:
-    seen: dict[int | None, Run] = {}
-    for run in group:
-        if run.seed in seen:
-            same = "no seed" if run.seed is None else f"seed {run.seed}"
-            raise UsageError(
-                f"{run.where} and {seen[run.seed].where} are the same run twice ({run.optimizer}, {run.size}, "
-                f"{run.tokens:g} tokens, {same}): remove one, or give seeds or settings in columns of their own"
-            )
-        seen[run.seed] = run
+def ends(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """The last row of every run that is at the end of its schedule: nothing else may be compared.
 
-
-def seed_noise(cells: Iterable[Cell], noise_nats: float | None = None) -> Noise:
-    """Variance between seeds, pooled over the cells that have several; else what is assumed, as known exactly.
-
-    Raises   UsageError where there are no seeds and nothing is assumed
+    Raises   UsageError for two rows that nothing tells apart, of which one cannot be right
     """
-    found = pooled_noise([cell.losses for cell in cells])
-    if noise_nats is None and found.degrees < 1:
-        raise UsageError("no run has a second seed, so the noise is not known: name it, such as --noise 0.003 (nats)")
-    return found if noise_nats is None else Noise(noise_nats**2, KNOWN)
+    found = []
+    for rows in histories(runs):
+        for one, other in pairwise(rows):
+            if (one.tokens, one.step) == (other.tokens, other.step):
+                raise same_run(one, other)
+        if rows[-1].is_final:
+            found.append(rows[-1])
+    return tuple(found)
+
+
+def same_run(one: Run, other: Run) -> UsageError:
+    """The error for two rows that nothing tells apart."""
+    what = [one.optimizer, one.size, f"{one.tokens:g} tokens", "no seed" if one.seed is None else f"seed {one.seed}"]
+    return UsageError(
+        f"{other.where} and {one.where} are the same run twice ({', '.join(filter(None, what))}): remove one, or give "
+        "seeds or settings in columns of their own"
+    )

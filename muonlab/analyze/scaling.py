@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
+from muonlab.analyze import speedup
 from muonlab.analyze.significance import LEVEL, Noise
 from muonlab.analyze.speedup import DataLaw, draw_means, fit_data_law
 from muonlab.errors import UsageError, unknown
@@ -24,6 +25,7 @@ NUM_REPLICATES = 400
 NUM_STARTS = 6
 MAX_EVALUATIONS = 500  # of a search
 EXPONENTS = np.geomspace(0.03, 2.0, 16)
+LARGEST_LOG = 700.0  # its exponential is still a number
 LAWS = ("data", "power", "chinchilla")
 
 
@@ -64,21 +66,25 @@ class JointLaw:
     converged: bool = True
 
     def loss(self, params: Array | float, tokens: Array | float) -> Array:
-        return np.exp(_log_loss(self.theta, np.log(params) - self.log_params, np.log(tokens) - self.log_tokens))
+        return _exp(_log_loss(self.theta, np.log(params) - self.log_params, np.log(tokens) - self.log_tokens))
 
     def parameters(self) -> dict[str, Array]:
         """E, A, B, alpha, beta as the formula has them, N and D in ones."""
         e, a, b, alpha, beta = np.moveaxis(self.theta, -1, 0)
-        scaled = (np.exp(a + alpha * self.log_params), np.exp(b + beta * self.log_tokens))
-        return {"E": np.exp(e), "A": scaled[0], "B": scaled[1], "alpha": alpha, "beta": beta}
+        scaled = (_exp(a + alpha * self.log_params), _exp(b + beta * self.log_tokens))
+        return {"E": _exp(e), "A": scaled[0], "B": scaled[1], "alpha": alpha, "beta": beta}
 
     def tokens_for(self, params: float, loss: Array | float) -> Array:
         """Tokens at which a model of that size reaches `loss`; inf where that is at or below its floor."""
         e, a, b, alpha, beta = np.moveaxis(self.theta, -1, 0)
-        above = np.asarray(loss) - np.exp(e) - np.exp(a - alpha * (math.log(params) - self.log_params))
+        above = np.asarray(loss) - _exp(e) - _exp(a - alpha * (math.log(params) - self.log_params))
         with np.errstate(divide="ignore", invalid="ignore"):
-            logarithm = (b - np.log(np.maximum(above, 0.0))) / beta
-        return np.where(above > 0.0, np.exp(np.minimum(logarithm, 700.0) + self.log_tokens), np.inf)
+            logarithm = (b - np.log(np.maximum(above, 0.0))) / beta + self.log_tokens
+        return np.where((above > 0.0) & (logarithm < LARGEST_LOG), _exp(logarithm), np.inf)
+
+
+def _exp(x: Array) -> Array:
+    return np.exp(np.minimum(x, LARGEST_LOG))
 
 
 def _log_loss(theta: Array, n: Array | float, d: Array | float) -> Array:
@@ -95,6 +101,7 @@ def fit(law: str, points: Sequence[Point], *, noise: Noise | None = None, huber_
     Source   data: Wen et al. 2025; chinchilla: Hoffmann et al. 2022, approach 3, with the grid of starting points of
              Besiroglu et al. 2024 replaced by least squares in E, A, B for each pair of exponents, which is ours.
              Intervals: data: `noise` (else the residuals) redrawn, power: t, chinchilla: points drawn with replacement
+    Differs  from the laws that speedups are read off: no prior on the exponent, so that the noise moves no estimate
     """
     if law not in LAWS:
         raise unknown("law", law, LAWS)
@@ -116,30 +123,32 @@ def _fit_data(points: Sequence[Point], noise: Noise | None) -> Fit:
     tokens, losses, counts = _columns(points)
     num_lengths = len(set(tokens))
     _require(num_lengths >= 3, f"a law a D^-exponent + b needs three lengths, there are {num_lengths}")
-    law = fit_data_law(tokens, losses, 1.0 / counts)
+    law = fit_data_law(tokens, losses, 1.0 / counts, math.inf)
     residuals = losses - law.loss(tokens)
     if noise is None:
         degrees = len(points) - 3
         _require(degrees >= 1, "with three points the law leaves no residuals: name the noise, such as --noise 0.003")
         noise = Noise(float((residuals**2 * counts).sum()) / degrees, degrees)
-        notes = (f"noise of {math.sqrt(noise.variance):.2g} nats from the residuals, {degrees} degrees of freedom",)
+        notes = [f"noise of {math.sqrt(noise.variance):.2g} nats from the residuals, {degrees} degrees of freedom"]
     else:
-        notes = (f"noise of {math.sqrt(noise.variance):.2g} nats between seeds",)
-    law = fit_data_law(tokens, losses, np.maximum(noise.variance, 1e-12) / counts)
+        notes = [f"noise of {math.sqrt(noise.variance):.2g} nats between seeds"]
     _require(bool(law.a > 0.0), "the loss does not fall with tokens: there is no law to fit")
     drawn = draw_means(losses, counts, [noise] * len(points), NUM_REPLICATES, np.random.default_rng(0))
-    laws = fit_data_law(tokens, drawn, np.maximum(noise.variance, 1e-12) / counts)
     parameters = _in_ones(law)
-    spread = _in_ones(laws)
+    spread = _in_ones(fit_data_law(tokens, drawn, 1.0 / counts, math.inf))
+    intervals = {name: _interval(values) for name, values in spread.items()}
+    least, most = speedup.EXPONENTS[0], speedup.EXPONENTS[-1]
+    if intervals["exponent"][0] == least or intervals["exponent"][1] == most:
+        notes.append(f"exponents are sought from {least:g} to {most:g}, where the interval ends: too few lengths")
     return Fit(
         law="data",
         formula="loss = a tokens^-exponent + b",
         parameters={name: float(value) for name, value in parameters.items()},
-        intervals={name: _interval(values) for name, values in spread.items()},
+        intervals=intervals,
         num_points=len(points),
-        residual=_rms(losses - law.loss(tokens)),
+        residual=_rms(residuals),
         ranges={"tokens": (float(tokens.min()), float(tokens.max()))},
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
@@ -213,6 +222,7 @@ def fit_joint_law(params: Array, tokens: Array, losses: Array, *, huber_delta: f
     for what, values in (("sizes", params), ("lengths", tokens)):
         found = len(set(values))
         _require(found >= 3, f"E + A N^-alpha + B D^-beta needs three {what}, there are {found}")
+    _require(bool(np.all(losses > 0)), "E + A N^-alpha + B D^-beta needs losses above 0")
     _require(len(losses) >= 6, f"E + A N^-alpha + B D^-beta needs six runs, there are {len(losses)}")
     units = (float(np.mean(np.log(params))), float(np.mean(np.log(tokens))))
     n, d = np.log(params) - units[0], np.log(tokens) - units[1]

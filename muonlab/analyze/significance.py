@@ -106,18 +106,22 @@ def judge(contrasts: Mapping[str, Contrast], speedups: Mapping[str, Speedup]) ->
     """The contrasts with their final judgement, challenger by challenger.
 
     Better or worse only if the final losses differ, also after Holm's correction for the number of challengers, *and*
-    the speedup's interval excludes 1, both the same way.
+    the speedup's interval excludes 1, both the same way. Where `speedups` has none the final losses decide alone.
 
     Source   Holm 1979
     """
     p_values, judged = _holm({name: test.p_value for name, test in contrasts.items()}), {}
     for name, test in contrasts.items():
-        speedup = speedups[name]
-        better = test.judgement == "better" and speedup.low is not None and speedup.low > 1.0
-        worse = test.judgement == "worse" and speedup.high is not None and speedup.high < 1.0
-        resolved = p_values[name] < 1 - LEVEL and (better or worse)
+        resolved = p_values[name] < 1 - LEVEL and _agrees(test, speedups.get(name))
         judged[name] = replace(test, judgement=test.judgement if resolved else "unresolved")
     return judged
+
+
+def _agrees(test: Contrast, speedup: Speedup | None) -> bool:
+    if speedup is None:
+        return True
+    better = test.judgement == "better" and speedup.low is not None and speedup.low > 1.0
+    return better or (test.judgement == "worse" and speedup.high is not None and speedup.high < 1.0)
 
 
 def _holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
@@ -201,7 +205,7 @@ def judge_no_worse(tests: Mapping[str, Paired]) -> dict[str, Paired]:
 
 def withheld(checks: Sequence[Check]) -> list[Check]:
     """The broken rules without which nothing may be said."""
-    return [check for check in checks if not check.ok and check.name in WITHHOLDING]
+    return [check for check in checks if check.ok is False and check.name in WITHHOLDING]
 
 
 def verdict(
@@ -210,22 +214,31 @@ def verdict(
     speedups: Mapping[str, Speedup],
     paired: Mapping[str, Paired],
     checks: Sequence[Check],
+    *,
+    tuned: str = "tuned ",
 ) -> str:
-    """One sentence per challenger and another where a margin was set, or why there is none."""
+    """One sentence per challenger and another where a margin was set, or why there is none.
+
+    `tuned` is said of the baseline; "" where that is not known.
+    """
     broken = withheld(checks)
     if broken:
         return f"Verdict withheld: {'; '.join(f'{check.name}: {check.detail}' for check in broken)}"
-    timed = all(check.ok for check in checks if check.name == "wall_clock")
-    sentences = [_sentence(name, baseline, contrasts[name], speedups[name], timed) for name in contrasts]
-    sentences += [_margin_sentence(name, baseline, test) for name, test in paired.items() if test.no_worse is not None]
+    timed = not any(check.ok is False for check in checks if check.name == "wall_clock")
+    against = f"{tuned}{baseline}"
+    sentences = [_sentence(name, baseline, against, contrasts[name], speedups[name], timed) for name in contrasts]
+    sentences += [_margin_sentence(name, against, test) for name, test in paired.items() if test.no_worse is not None]
     return " ".join(sentences)
 
 
 def ladder_verdict(baseline: str, rows: Sequence[SpeedupRow], checks: Sequence[Check]) -> str:
-    """One sentence per challenger: at how many sizes and lengths it is better, and how the speedup runs; or why not."""
-    broken = withheld(checks)
+    """One sentence per challenger: at how many sizes and lengths it is better, and how the speedup runs.
+
+    Where there is none, the rules that are broken: what was found of each, at every size, is too long for a sentence.
+    """
+    broken = [check.name for check in withheld(checks)]
     if broken:
-        return f"Verdict withheld: {'; '.join(f'{check.name}: {check.detail}' for check in broken)}"
+        return f"Verdict withheld: {', '.join(broken)} {'is' if len(broken) == 1 else 'are'} broken."
     names = dict.fromkeys(row.optimizer for row in rows)
     return " ".join(_ladder_sentence(name, baseline, [row for row in rows if row.optimizer == name]) for name in names)
 
@@ -243,27 +256,27 @@ def _place(row: SpeedupRow) -> str:
     return f"{_factor('', row.speedup, row.low, row.high)} at {row.size} and {row.tokens:,.0f} tokens{outside}"
 
 
-def _sentence(name: str, baseline: str, test: Contrast, speedup: Speedup, timed: bool) -> str:
+def _sentence(name: str, baseline: str, against: str, test: Contrast, speedup: Speedup, timed: bool) -> str:
     if test.judgement == "unresolved":
         found = "no final losses to compare" if test.difference_nats is None else f"{test.difference_nats:+.3f} nats"
         able = "" if test.resolvable_nats is None else f"; {test.resolvable_nats:.3f} could have been resolved"
         return f"No difference between {name} and {baseline} was resolved ({found}{able})."
     side = "lower" if test.judgement == "better" else "higher"
+    loss = f"final loss {side} by {abs(test.difference_nats or 0.0):.3f} nats at the same tokens"
+    if speedup.low is None and speedup.high is None:
+        return f"{name} is {test.judgement} than {against}: {loss}; how many tokens that saves cannot be told."
     wall = f" and {_factor(speedup.bound, speedup.wall, speedup.wall_low, speedup.wall_high)} in wall-clock"
     if speedup.wall is None or not timed:
         wall = " (wall-clock could not be measured)"
-    return (
-        f"{name} is {test.judgement} than tuned {baseline}: {speedup_text(speedup)} in tokens{wall}, "
-        f"final loss {side} by {abs(test.difference_nats or 0.0):.3f} nats at the same tokens."
-    )
+    return f"{name} is {test.judgement} than {against}: {speedup_text(speedup)} in tokens{wall}, {loss}."
 
 
-def _margin_sentence(name: str, baseline: str, test: Paired) -> str:
+def _margin_sentence(name: str, against: str, test: Paired) -> str:
     if test.num_lost or test.bound_nats is None:
         found = f"{test.num_lost} of its seeds lost a run" if test.num_lost else f"{test.num_pairs} pairs of runs"
     else:
         found = f"paired over {test.num_pairs} seeds {test.difference_nats:+.4f}, at most {test.bound_nats:+.4f}"
-    claim = f"no worse than tuned {baseline} by more than {test.margin_nats:g} nats"
+    claim = f"no worse than {against} by more than {test.margin_nats:g} nats"
     if test.no_worse:
         return f"{name} is {claim} ({found}; level {ONE_SIDED:.1%} one-sided)."
     return f"It is not shown that {name} is {claim} ({found})."

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from muonlab.analyze.significance import LEVEL, Noise
 
 __all__ = [
-    "ArmLosses", "Bootstrap", "DataLaw", "Selection", "bootstrap", "bootstrap_speedup", "draw_means", "fit_data_law",
-    "shared_fraction",
+    "EXPONENTS", "ArmLosses", "Bootstrap", "DataLaw", "Selection", "bootstrap", "draw_means", "fit_data_law",
+    "read_off", "shared_fraction",
 ]  # fmt: skip
 
 NUM_REPLICATES = 2000
 EXPONENTS = np.geomspace(0.05, 2.0, 33)
 STEPS = np.linspace(-1.0, 1.0, 17) * np.log(EXPONENTS[1] / EXPONENTS[0])  # around the best of them, in logarithms
 PRIOR_EXPONENT, PRIOR_LOG_SD = 0.5, 0.7  # published data laws have 0.45-0.5 [Wen et al. 2025]; the width is ours
+REACH = 1.1  # a fitted law that smooths noise may be read this far beyond the baseline's horizons; ours
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,12 @@ class DataLaw:
 
 
 def fit_data_law(
-    tokens: Sequence[float], losses: NDArray[np.float64], variances: NDArray[np.float64] | Sequence[float]
-) -> DataLaw:
+    tokens: Sequence[float], losses: NDArray[np.float64], variances: NDArray[np.float64] | Sequence[float],
+    prior_log_sd: float = PRIOR_LOG_SD,
+) -> DataLaw:  # fmt: skip
     """Least squares in a >= 0 and b for each exponent of a grid; the exponent by least squares plus a weak prior.
+
+    With an infinite `prior_log_sd` there is no prior, and only the ratios of the variances matter.
 
     Shapes   tokens (num_horizons,), losses (..., num_horizons), variances of those means (num_horizons,)
     Source   the law and its inversion: Wen et al. 2025; the prior ln(exponent) ~ N(ln 0.5, 0.7) is ours, and matters
@@ -66,7 +70,7 @@ def fit_data_law(
     y = np.asarray(losses, dtype=float)[..., None, :]
     exponents = np.broadcast_to(EXPONENTS, (*y.shape[:-2], len(EXPONENTS)))
     for finer in (STEPS, STEPS / 16, None):
-        a, b, cost = _given_exponents(np.asarray(tokens, dtype=float) / scale, y, weights, exponents)
+        a, b, cost = _given_exponents(np.asarray(tokens, dtype=float) / scale, y, weights, exponents, prior_log_sd)
         best = np.argmin(cost, axis=-1)[..., None]
         exponent = np.take_along_axis(exponents, best, -1)
         if finer is not None:
@@ -80,8 +84,9 @@ def fit_data_law(
 
 
 def _given_exponents(
-    tokens: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64], exponents: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    tokens: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64], exponents: NDArray[np.float64],
+    prior_log_sd: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
     """The best a >= 0, its b, and what both cost, by exponent (..., num_exponents); y (..., 1, num_horizons)."""
     share = weights / weights.sum()
     x = tokens ** -exponents[..., None]
@@ -91,7 +96,7 @@ def _given_exponents(
     a = np.maximum(slope, 0.0)
     b = y_mean - a * x_mean
     residual = y - (a[..., None] * x + b[..., None])
-    prior = (np.log(exponents / PRIOR_EXPONENT) / PRIOR_LOG_SD) ** 2
+    prior = (np.log(exponents / PRIOR_EXPONENT) / prior_log_sd) ** 2
     return a, b, (residual**2) @ weights + prior
 
 
@@ -237,10 +242,25 @@ def bootstrap(baseline: ArmLosses, challenger: ArmLosses) -> Bootstrap:
     return Bootstrap(point, laws.invert(challenger.draw(rng, NUM_REPLICATES)[:, 0]) / horizon)
 
 
-def bootstrap_speedup(baseline: ArmLosses, challenger: ArmLosses) -> tuple[float, float, float]:
-    """Tokens speedup with its 95 % interval; see `bootstrap`."""
-    found = bootstrap(baseline, challenger)
-    return found.point, *found.interval
+def read_off(
+    found: Bootstrap | None, tokens: float, lengths: Sequence[float]
+) -> tuple[float | None, float | None, float | None, str]:
+    """Speedup, its interval and flag, of a run of so many tokens by a law through the baseline's `lengths`.
+
+    "undefined": there is no law, or no number of tokens reaches the loss; "extrapolated": beyond those lengths.
+
+    >>> read_off(Bootstrap(2.0, np.array([1.9, 2.0, 2.1])), 1e6, [1e6, 2e6, 4e6])
+    (2.0, 1.9, 2.1, '')
+    >>> read_off(Bootstrap(math.inf, np.array([5.0, math.inf, math.inf])), 1e6, [1e6, 2e6, 4e6])
+    (None, 5.0, None, 'undefined')
+    """
+    if found is None:
+        return None, None, None, "undefined"
+    point, low, high = map(finite, (found.point, *found.interval))
+    if point is None:
+        return None, low, high, "undefined"
+    inside = min(lengths) / REACH <= point * tokens <= max(lengths) * REACH
+    return point, low, high, "" if inside else "extrapolated"
 
 
 def finite(value: float) -> float | None:

@@ -2,19 +2,19 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from muonlab.analyze.comparison import REACH
+from muonlab.analyze.cells import Cell, best_cells, choose_baseline, early_notes, lost_notes, seed_noise
 from muonlab.analyze.findings import SpeedupRow
-from muonlab.analyze.runs import Cell, Run, best_cells, final, seed_noise
+from muonlab.analyze.runs import Run, ends
 from muonlab.analyze.scaling import JointLaw, fit_joint_law, redrawn_joint_laws
 from muonlab.analyze.significance import LEVEL, Noise
-from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap_speedup, finite, fit_data_law
-from muonlab.errors import UsageError, unknown
+from muonlab.analyze.speedup import ArmLosses, Selection, bootstrap, finite, fit_data_law, read_off
+from muonlab.errors import UsageError
 
 __all__ = ["At", "Extrapolation", "SpeedupTable", "speedup_row", "speedup_table"]
 
@@ -72,12 +72,10 @@ def speedup_table(
              where no `noise_nats` is assumed
     Source   Wen et al. 2025; the interval, a parametric bootstrap of seeds and fit, is ours
     """
-    ends = final(runs)
-    cells = best_cells(ends)
-    names = {cell.optimizer for cell in cells.values()}
-    if baseline not in names:
-        raise unknown("baseline", baseline, names) if names else UsageError("no run finished")
-    notes = _notes(runs, ends, cells.values(), noise_nats)
+    kept = ends(runs)
+    choose_baseline(baseline, kept)
+    cells = best_cells(kept)
+    notes = [*early_notes(runs, kept), *lost_notes(kept), *_noise_notes(cells.values(), noise_nats)]
     noise = seed_noise(cells.values(), noise_nats)
     rows, fits = [], {}
     for size in dict.fromkeys(cell.size for cell in cells.values()):
@@ -102,17 +100,12 @@ def speedup_table(
     )
 
 
-def _notes(runs: Sequence[Run], ends: Sequence[Run], cells: Any, noise_nats: float | None) -> list[str]:
-    notes = []
-    if len(ends) < len(runs):
-        notes.append(f"{len(runs) - len(ends)} rows before the end of their schedule left out")
-    if lost := sum(run.loss is None for run in ends):
-        notes.append(f"{lost} diverged runs: their configurations are out of the running")
-    if noise_nats is not None and any(len(cell.losses) > 1 for cell in cells):
-        notes.append(f"intervals assume a noise of {noise_nats:g} nats between seeds, not that of the seeds there are")
-    elif noise_nats is not None:
-        notes.append(f"there are no seeds: intervals assume a noise of {noise_nats:g} nats between them")
-    return notes
+def _noise_notes(cells: Iterable[Cell], noise_nats: float | None) -> list[str]:
+    if noise_nats is None:
+        return []
+    if any(len(cell.losses) > 1 for cell in cells):
+        return [f"intervals assume a noise of {noise_nats:g} nats between seeds, not that of the seeds there are"]
+    return [f"there are no seeds: intervals assume a noise of {noise_nats:g} nats between them"]
 
 
 def _arm(cells: Sequence[Cell], noise: Noise) -> ArmLosses:
@@ -133,14 +126,9 @@ def _law(cells: Sequence[Cell], noise: Noise) -> dict[str, float]:
 
 def speedup_row(cell: Cell, baseline: Sequence[Cell], noise: Noise) -> SpeedupRow:
     """The speedup of one cell by the law through the baseline's cells at that size, from the shortest."""
-    point = low = high = None
-    flag = "undefined"
-    if len(baseline) >= MIN_LENGTHS:
-        point, low, high = map(finite, bootstrap_speedup(_arm(baseline, noise), _arm([cell], noise)))
-    if point is not None:
-        lengths = [other.tokens for other in baseline]
-        inside = min(lengths) / REACH <= point * cell.tokens <= max(lengths) * REACH
-        flag = "" if inside else "extrapolated"
+    enough = len(baseline) >= MIN_LENGTHS
+    found = bootstrap(_arm(baseline, noise), _arm([cell], noise)) if enough else None
+    point, low, high, flag = read_off(found, cell.tokens, [other.tokens for other in baseline])
     return SpeedupRow(
         optimizer=cell.optimizer,
         size=cell.size,

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from muonlab.analyze.audit import Audit
+from muonlab.analyze.audit import Audit, audit, from_runs
+from muonlab.analyze.cells import Cell, best_cells, choose_baseline, early_notes, seed_noise
 from muonlab.analyze.findings import Check, Comparison, Contrast, LossesAt, OptimizerFinding, Paired, Speedup
-from muonlab.analyze.runs import Cell, Run, best_cells, final, seed_noise
+from muonlab.analyze.runs import Run, ends
 from muonlab.analyze.significance import (
     Noise,
     contrast,
@@ -20,7 +21,7 @@ from muonlab.analyze.significance import (
     withheld,
 )
 from muonlab.analyze.speedups import speedup_row
-from muonlab.errors import UsageError, unknown
+from muonlab.errors import UsageError
 
 __all__ = ["compare_runs"]
 
@@ -31,24 +32,23 @@ Cells = Mapping[float, Cell]  # tokens -> the best configuration
 def compare_runs(
     runs: Sequence[Run],
     baseline: str,
-    audit: Audit,
     *,
     noise_nats: float | None = None,
     margin_nats: float | None = None,
 ) -> Comparison:
     """Final losses of every optimizer against the baseline's at the longest length that all were run at.
 
-    `audit` is what a reviewer would object to: its errors are broken checks, and some of them forbid a verdict.
+    What an audit of these runs calls an error is a broken check, and some of them forbid a verdict.
 
     Raises   UsageError where there are several sizes, no common length, or neither seeds nor an assumed noise
     """
-    cells = best_cells(final(runs))
+    kept = ends(runs)
+    choose_baseline(baseline, kept)
+    cells = best_cells(kept)
     arms = {
         name: {c.tokens: c for c in cells.values() if c.optimizer == name}
         for name in dict.fromkeys(cell.optimizer for cell in cells.values())
     }
-    if baseline not in arms:
-        raise unknown("baseline", baseline, arms) if arms else UsageError("no run finished")
     if len(arms) < 2:
         raise UsageError(f"there is nothing to compare {baseline} with: the table has no other optimizer")
     sizes = sorted({cell.size for cell in cells.values()})
@@ -56,7 +56,7 @@ def compare_runs(
         raise UsageError(f"there are several sizes ({', '.join(sizes[:8])}): choose one with --where size={sizes[0]}")
     common = set.intersection(*(set(own) for own in arms.values()))
     if not common:
-        lost = " and finished" if any(run.loss is None for run in runs) else ""
+        lost = " and finished" if any(run.loss is None for run in kept) else ""
         raise UsageError(f"there is no length (tokens) that all optimizers were run at{lost}")
     horizon = max(common)
     pooled = seed_noise(cells.values(), noise_nats)
@@ -65,10 +65,12 @@ def compare_runs(
     contrasts = {name: _contrast(arms[name][horizon], arms[baseline][horizon], noises) for name in others}
     speedups = {name: _speedup(arms[name], arms[baseline], horizon, noises) for name in others}
     tests = {name: _paired(arms[name][horizon], arms[baseline][horizon], margin_nats) for name in others}
-    checks = (_complete(runs, arms), *_checks(audit))
-    contrasts, tests = judge(contrasts, speedups), judge_no_worse(tests)
+    objections = audit(from_runs(kept, baseline=baseline, noise_nats=noise_nats))
+    checks = (_complete(kept, arms, early_notes(runs, kept)), *_checks(objections))
+    contrasts, tests = judge(contrasts, {n: s for n, s in speedups.items() if _is_read(s)}), judge_no_worse(tests)
+    tuned = "tuned " if arms[baseline][horizon].num_configurations > 1 else ""
     return Comparison(
-        verdict=verdict(baseline, contrasts, speedups, tests, checks),
+        verdict=verdict(baseline, contrasts, speedups, tests, checks, tuned=tuned),
         task=sizes[0],
         baseline=baseline,
         horizon_tokens=int(horizon),
@@ -80,9 +82,9 @@ def compare_runs(
         slices=(),
         curves=(),
         law=None,
-        num_runs=len(runs),
+        num_runs=len(kept),
         num_failed=0,
-        total_tokens=int(sum(run.tokens for run in runs)),
+        total_tokens=int(sum(run.tokens for run in kept)),
         environment={},
         config={},
     )
@@ -104,7 +106,7 @@ def _paired(challenger: Cell, baseline: Cell, margin_nats: float | None) -> Pair
         {seed: loss for seed, loss in zip(cell.seeds, cell.losses, strict=True) if seed is not None}
         for cell in (challenger, baseline)
     )
-    return paired(ours, theirs, margin_nats=margin_nats)
+    return paired(ours, theirs, margin_nats=margin_nats, tuning_nats=None)
 
 
 def _speedup(own: Cells, baseline: Cells, horizon: float, noises: Mapping[str, Noise]) -> Speedup:
@@ -116,6 +118,11 @@ def _speedup(own: Cells, baseline: Cells, horizon: float, noises: Mapping[str, N
         tokens=row.speedup, low=row.low, high=row.high, wall=None, wall_low=None, wall_high=None, flag=row.flag,
         horizon_tokens=int(row.tokens),
     )  # fmt: skip
+
+
+def _is_read(speedup: Speedup) -> bool:
+    """Not where there is no law of the baseline to read it off."""
+    return speedup.low is not None or speedup.high is not None
 
 
 def _optimizer(name: str, own: Cells, horizon: float, noise: Noise) -> OptimizerFinding:
@@ -136,7 +143,7 @@ def _optimizer(name: str, own: Cells, horizon: float, noise: Noise) -> Optimizer
         horizons=tuple(_losses(own[tokens], noise) for tokens in sorted(own)),
         tuning_runs=sum(c.num_configurations for c in own.values()),
         tuning_tokens=0,
-        converged=True,
+        converged=None,
     )
 
 
@@ -154,28 +161,34 @@ def _losses(cell: Cell, noise: Noise) -> LossesAt:
     )
 
 
-def _complete(runs: Sequence[Run], arms: Mapping[str, Cells]) -> Check:
+def _complete(runs: Sequence[Run], arms: Mapping[str, Cells], notes: Sequence[str]) -> Check:
     """Broken where an optimizer has nothing left to compare: every configuration lost a run."""
     lost = {name: sum(run.loss is None for run in runs if run.optimizer == name) for name in _optimizers(runs)}
     counts = {name: sum(run.optimizer == name for run in runs) for name in lost}
     gone = [name for name in lost if name not in arms]
     detail = ", ".join(f"{name} {lost[name]} of {counts[name]} runs diverged" for name in lost if lost[name])
-    return Check(name="complete", ok=not gone, detail=detail or "no run diverged")
+    return Check(name="complete", ok=not gone, detail="; ".join([detail or "no run diverged", *notes]))
 
 
 def _optimizers(runs: Sequence[Run]) -> dict[str, None]:
     return dict.fromkeys(run.optimizer for run in runs)
 
 
-def _checks(audit: Audit) -> tuple[Check, ...]:
-    """One for each rule of the audit that the table allowed: broken by an error."""
+def _checks(found: Audit) -> tuple[Check, ...]:
+    """One for each rule of the audit: broken by an error, or as far as its worst finding goes, or not checked."""
     checks = []
-    for rule in audit.checked:
-        found = [finding for finding in audit.findings if finding.rule == rule]
-        errors = [finding.detail for finding in found if finding.severity == "error"]
-        detail = "; ".join(errors or [finding.detail for finding in found]) or "nothing to object to"
-        checks.append(Check(name=WITHHOLD.get(rule, rule), ok=not errors, detail=detail))
-    return tuple(checks)
+    for rule in found.checked:
+        findings = [finding for finding in found.findings if finding.rule == rule]  # worst first
+        worst = findings[0].severity if findings else ""
+        detail = "; ".join(finding.detail for finding in findings if finding.severity == worst)
+        checks.append(
+            Check(
+                name=WITHHOLD.get(rule, rule), ok=worst != "error", detail=detail or "nothing to object to",
+                severity="" if worst == "error" else worst,
+            )
+        )  # fmt: skip
+    skipped = [Check(name=WITHHOLD.get(rule, rule), ok=None, detail=why) for rule, why in found.skipped.items()]
+    return (*checks, *skipped)
 
 
 def _withheld(test: Contrast) -> Contrast:

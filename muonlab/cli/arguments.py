@@ -3,14 +3,18 @@
 import os
 import shlex
 import sys
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from muonlab.cli.laboratory import resolve_device
 from muonlab.errors import UsageError
 
-__all__ = ["check_out", "command_line", "names", "numbers", "paths", "values"]
+__all__ = ["check_out", "command_line", "count", "names", "numbers", "paths", "refuse_flags", "values"]
 
+SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 FLAGS = {  # also in files
     "tokens": "horizon_tokens",
     "seeds": "num_seeds",
@@ -60,6 +64,38 @@ def numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(",") if part.strip()) if text is not None else None
     except ValueError:
         raise UsageError(f"{flag} wants numbers with commas between, got {text!r}") from None
+
+
+def count(text: str, option: str) -> float:
+    """A number of parameters or tokens.
+
+    >>> count("350M", "--params"), count("7e9", "--tokens")
+    (350000000.0, 7000000000.0)
+
+    Raises   UsageError for what is no number of at least 1
+    """
+    scale = SUFFIXES.get(text[-1:], 1.0)
+    try:
+        value = float(text[:-1] if text[-1:] in SUFFIXES else text) * scale
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < float("inf"):
+        raise UsageError(f"{option} wants a number of at least 1, such as 350M or 3.5e8, got {text!r}")
+    return value
+
+
+def refuse_flags(context: typer.Context, named: Container[str], why: str) -> None:
+    """Of the flags that were typed those that have no effect here.
+
+    Raises   UsageError naming them
+    """
+    typed = [
+        option.opts[0] if option.opts[0].startswith("-") else (option.name or "").upper()
+        for option in context.command.params
+        if option.name in named and getattr(context.get_parameter_source(option.name), "name", "") == "COMMANDLINE"
+    ]
+    if typed:
+        raise UsageError(f"{', '.join(typed)}: {why}")
 
 
 def paths(paths: list[Path] | None) -> tuple[str, ...] | None:

@@ -2,7 +2,7 @@
 
 import json as jsonlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,16 +12,16 @@ import typer
 
 from muonlab.cli import options as opt
 from muonlab.cli.arguments import values
-from muonlab.cli.laboratory import print_json, users_code
+from muonlab.cli.laboratory import print_json
+from muonlab.cli.protocols import KINDS, asked, conclude_and_show, keep, planned
 from muonlab.cli.show import print_parts
 from muonlab.errors import UsageError, unknown
 
 if TYPE_CHECKING:
-    from muonlab.records import RunSpec
+    from muonlab.records import Record, RunSpec, Store
 
 __all__ = ["ask", "tell"]
 
-KINDS = ("comparison", "ladder")
 TOLD = (
     "loss", "outcome", "diverged_step", "wall_seconds", "step_seconds", "flops", "params", "train_steps", "train_loss",
     "environment",
@@ -39,87 +39,93 @@ def ask(
     Protocols decide by the results so far: ask, make the runs, tell their results, and ask again. A task that is
     trained elsewhere is external:NAME.
     """
-    from muonlab.cli.ladder import show_ladder
-    from muonlab.cli.show import show_comparison
     from muonlab.execute.asking import Asked, AskingExecutor
     from muonlab.execute.runner import Runner
     from muonlab.records.store import Store
-    from muonlab.study.fairness import conclude, conclude_ladder
     from muonlab.study.protocol import drive
 
-    kind, config, protocol = _study(study)
+    chosen = values(study, {}, None, None, False)
+    kind = chosen.pop("kind", "ladder" if "sizes" in chosen else "comparison")
+    if kind not in KINDS:
+        raise unknown("kind of study", kind, KINDS)
+    config, plan = planned(kind, chosen)
+    command = f"muonlab ask {study}"
+    wanted = asked(config, plan, command)
     with Store(store) as opened:
-        runner = Runner(opened, AskingExecutor())
         try:
-            evidence = drive(protocol, runner)
-        except Asked as asked:
-            opened.request(asked.specs)
-            return _show(asked.specs, store, json)
-        records = opened.get(evidence.record_keys())
-        asked_for = {**config.model_dump(mode="json"), "command": f"muonlab ask {study}"}
-        opened.save_study(config.key, kind, config.task, asked_for, evidence.to_dict())
-    target = out or Path(f"muonlab-{kind}.html")
+            evidence = drive(plan.protocol(wanted), Runner(opened, AskingExecutor()))
+        except Asked as missing:
+            opened.request(missing.specs)
+            return _show(missing.specs, store, json)
+    records, _ = keep(store, kind, config, wanted, evidence)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    if kind == "comparison":
-        return show_comparison(conclude(evidence, records), 0, target, created, asked_for["command"], json)
-    show_ladder(conclude_ladder(evidence, records), 0, target, created, asked_for["command"], json)
+    target = out or Path(f"muonlab-{kind}.html")
+    conclude_and_show(kind, evidence, records, 0, target, created, command, json, done=True)
 
 
 def tell(
-    key: Annotated[str, typer.Argument(help="Key of a run that was asked for, or its beginning.")],
+    key: Annotated[str | None, typer.Argument(help="Key of a run that was asked for, or its beginning.")] = None,
     result: Annotated[
-        str,
+        str | None,
         typer.Argument(metavar="RESULT.json", help='Such as {"loss": 3.21}, or {"outcome": "diverged"}; - is stdin.'),
-    ],
+    ] = None,
+    many: Annotated[
+        str | None,
+        typer.Option("--many", metavar="RESULTS.jsonl",
+                     help='Results of many runs, a line each: {"key": "3f9c0a12", "loss": 3.21}; - is stdin.'),
+    ] = None,
     store: opt.StoreUrl = opt.DEFAULT_STORE,
-) -> None:
-    """Take the result of a run that was asked for.
+) -> None:  # fmt: skip
+    """Take the result of a run that was asked for, or with --many those of many runs, all or none.
 
     loss is the final held-out loss, nats per token. Optional: step_seconds, wall_seconds, flops, params (by role, or
-    one number), train_steps with train_loss, environment (machine among it), diverged_step.
+    one number), train_steps with train_loss, environment (machine among it), diverged_step. What was told already may
+    be told again.
     """
     from muonlab.records.store import Store
 
-    told = _read(result)
+    if (many is None) == (key is None or result is None) or (many is not None and key is not None):
+        raise UsageError("tell wants a KEY and its RESULT.json, or --many RESULTS.jsonl with a key in each line")
     with Store(store) as opened:
-        spec = opened.requested(key)
-        record = _record(spec, told)
-        if not opened.put(record):
-            (known,) = opened.get([record.key]).values()
-            if (known.outcome, known.final_loss) != (record.outcome, record.final_loss):
-                raise UsageError(
-                    f"run {record.key[:12]} already has the outcome {known.outcome}, loss {known.final_loss}: "
-                    f"`muonlab runs rm {record.key[:12]}` first, if that is wrong"
-                )
+        if many is not None:
+            return _tell_many(many, opened)
+        record = _record(opened.requested(str(key)), _told(_read(str(result)), str(result)))
+        _agree(record, opened)
+        opened.put(record)
     loss = "" if record.final_loss is None else f", loss {record.final_loss:g}"
     print(f"run {record.key[:12]} is {record.outcome}{loss}")
 
 
-def _study(path: Path) -> tuple[str, Any, Any]:
-    """Kind, config and protocol of a study file."""
-    from muonlab.study.compare import compare
-    from muonlab.study.config import ComparisonConfig, LadderConfig, validated
-    from muonlab.study.ladder import ladder
-    from muonlab.study.ladder_plan import plan_ladder
-    from muonlab.study.plan import plan_comparison
+def _tell_many(path: str, store: "Store") -> None:
+    """Read everything before anything is written."""
+    found: dict[str, Record] = {}
+    for number, line in enumerate(_read(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            told = _told(line, "it", ("key", *TOLD))
+            key = told.pop("key", None)
+            if not isinstance(key, str):
+                raise UsageError('it lacks the key of its run: {"key": "3f9c0a12", "loss": 3.21}')
+            record = _record(store.requested(key), told)
+            before = found.setdefault(record.key, record)
+            if (before.outcome, before.final_loss) != (record.outcome, record.final_loss):
+                raise UsageError(f"run {record.key[:12]} stands above with another result: leave one of them out")
+            _agree(record, store)
+        except UsageError as error:
+            raise UsageError(f"{path} line {number}: {error}; nothing was taken") from None
+    new = sum(store.put(record) for record in found.values())
+    print(f"{len(found)} results, {new} of them new")
 
-    chosen = values(path, {}, None, None, False)
-    kind = chosen.pop("kind", "ladder" if "sizes" in chosen else "comparison")
-    if kind not in KINDS:
-        raise unknown("kind of study", kind, KINDS)
-    if kind == "ladder":
-        config = validated(chosen, LadderConfig)
-        with users_code():
-            rungs = plan_ladder(config)
-        asked = config.model_dump(mode="json")
-        return kind, config, ladder(rungs.bases, rungs.spaces, rungs.sizes, rungs.rules, asked)
-    config = validated(chosen, ComparisonConfig)
-    if len(config.optimizers) < 2:
-        raise UsageError('a comparison needs at least two optimizers: optimizers = ["adamw", "muon"]')
-    with users_code():
-        plan = plan_comparison(config)
-    asked = {**config.model_dump(mode="json"), "conventions": plan.conventions, "starts": plan.starts}
-    return kind, config, compare(plan.bases, plan.spaces, plan.rules, asked, plan.fixed)
+
+def _agree(record: "Record", store: "Store") -> None:
+    """Raises   UsageError if the run already has another result"""
+    known = store.get([record.key]).get(record.key)
+    if known and known.outcome != "failed" and (known.outcome, known.final_loss) != (record.outcome, record.final_loss):
+        raise UsageError(
+            f"run {record.key[:12]} already has the outcome {known.outcome}, loss {known.final_loss}: "
+            f"`muonlab runs rm {record.key[:12]}` first, if that is wrong"
+        )
 
 
 def _show(specs: tuple["RunSpec", ...], store: str, json: bool) -> None:
@@ -136,10 +142,15 @@ def _show(specs: tuple["RunSpec", ...], store: str, json: bool) -> None:
 
 def _run(spec: "RunSpec") -> dict[str, Any]:
     """What a trainer has to know of a run."""
+    from muonlab.optim import catalog
+    from muonlab.study.space import with_defaults
+
+    cls = catalog.get(spec.optimizer, spec.optimizer_source)
     return {
         "key": spec.key,
         "optimizer": spec.optimizer,
-        "hyperparameters": dict(spec.hyperparameters),
+        "hyperparameters": with_defaults(cls, spec.hyperparameters),
+        "conventions": catalog.conventions(cls, spec.hyperparameters),
         "task": spec.task,
         "task_options": dict(spec.task_options),
         "tokens": spec.horizon_tokens,
@@ -152,18 +163,28 @@ def _run(spec: "RunSpec") -> dict[str, Any]:
     }
 
 
-def _read(path: str) -> dict[str, Any]:
-    from muonlab.records.importers import first_line, read_bytes
+def _read(path: str) -> bytes:
+    from muonlab.records.importers import read_bytes
 
     try:
-        told = jsonlib.loads(read_bytes(path))
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON ({first_line(error)})") from None
+        return read_bytes(path)
+    except UsageError as error:
+        raise UsageError(f'{error}: name a file with such as {{"loss": 3.21}} in it, or - for stdin') from None
+
+
+def _told(text: bytes, name: str, known: Sequence[str] = TOLD) -> dict[str, Any]:
+    """The fields of one result."""
+    from muonlab.records.importers import first_line
+
+    try:
+        told = jsonlib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{name} is not JSON ({first_line(error)})") from None
     if not isinstance(told, dict):
-        raise UsageError(f'{path} must be an object such as {{"loss": 3.21}}, got {type(told).__name__}')
-    for name in told:
-        if name not in TOLD:
-            raise unknown("field of a result", name, TOLD)
+        raise UsageError(f'{name} must be an object such as {{"loss": 3.21}}, got {type(told).__name__}')
+    for field in told:
+        if field not in known:
+            raise unknown("field of a result", field, known)
     return told
 
 
@@ -178,7 +199,10 @@ def _record(spec: "RunSpec", told: Mapping[str, Any]) -> Any:
             'a result needs a finite loss, such as {"loss": 3.21}, or {"outcome": "diverged"}; '
             "a run that crashed has none: make it again"
         )
-    params = told.get("params", {})
+    params, environment = told.get("params", {}), told.get("environment", {})
+    if not isinstance(environment, dict):
+        kind = type(environment).__name__
+        raise UsageError(f'environment must be an object such as {{"machine": "8 x H100"}}, got {kind}')
     for name in ("step_seconds", "wall_seconds", "flops", "diverged_step"):
         value = told.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
@@ -196,7 +220,7 @@ def _record(spec: "RunSpec", told: Mapping[str, Any]) -> Any:
             flops=float(told.get("flops", 0.0)),
             params=params if isinstance(params, dict) else {"hidden": int(params)},
             tokens=spec.horizon_tokens,
-            environment=dict(told.get("environment", {})),
+            environment=environment,
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
         )
         return Record.from_dict(record.to_dict())  # what would not be read again is not written

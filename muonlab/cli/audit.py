@@ -1,5 +1,6 @@
 """audit: what a reviewer would object to in a table of runs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,17 +9,15 @@ import typer
 from muonlab.cli import options as opt
 from muonlab.cli.laboratory import print_json
 from muonlab.cli.show import print_parts
-from muonlab.cli.tables import STORES, Column, Runs, read_table
-from muonlab.errors import UsageError, unknown
+from muonlab.cli.tables import STORES, Baseline, Column, Runs, Settings, Where, chosen, read_table
+from muonlab.errors import UsageError
 
 __all__ = ["audit"]
 
 
 def audit(
     source: Runs,
-    baseline: Annotated[
-        str, typer.Option("--baseline", help="The optimizer that all others are measured by.")
-    ] = "adamw",
+    baseline: Baseline = "adamw",
     tuned: Annotated[
         list[str] | None,
         typer.Option(
@@ -30,12 +29,13 @@ def audit(
         typer.Option(
             "--noise",
             metavar="NATS",
-            min=0.0,
             help="Standard deviation between seeds.",
             show_default="as measured, else 0.003",
         ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
+    where: Where = None,
+    settings: Settings = None,
     column: Column = None,
     json: opt.Json = False,
 ) -> None:
@@ -46,6 +46,7 @@ def audit(
     """  # fmt: skip
     from muonlab.analyze.audit import audit as audited
     from muonlab.analyze.audit import from_store, from_table
+    from muonlab.analyze.cells import choose_baseline
     from muonlab.report.audit import audit_table
 
     if "://" in source or Path(source).suffix in STORES:
@@ -66,11 +67,11 @@ def audit(
         ]
         rows = read_table(source, column, ("optimizer", "loss"))
         evidence = from_table(rows, source, points, baseline=baseline, noise_nats=noise)
-    names = {row.run.optimizer for row in evidence.rows}
-    if baseline not in names and len(names) > 1:  # without it half of the rules would pass unseen
-        raise unknown("baseline", baseline, names)
-    if len(names) > 1 and all(row.run.loss is None for row in evidence.rows if row.run.optimizer == baseline):
-        raise UsageError(f"every run of the baseline {baseline} diverged: there is nothing to measure the others by")
+    if evidence.is_ablation and settings is not None:
+        raise UsageError("--settings goes with a table of runs: ablations name theirs in the column hyperparameter")
+    evidence = replace(evidence, rows=tuple(chosen(evidence.rows, where, settings)))
+    if len({run.optimizer for run in evidence.rows}) > 1:  # without a baseline half of the rules would pass unseen
+        choose_baseline(baseline, [rows[-1] for rows in evidence.histories])
     found = audited(evidence)
     if json:
         print_json(found.to_dict())

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 __all__ = [
-    "DEFAULT_ARTIFACTS", "DEFAULT_STORE", "TASK", "Artifacts", "BatchTokens", "Compile", "Config", "Data", "Device",
-    "DryRun", "Json", "Margin", "MaxRuns", "NoProgress", "Optimizer", "Optimizers", "Out", "Precision", "Set",
-    "StoreUrl", "Task", "Threads", "Tokens", "Variant", "Workers",
+    "DEFAULT_ARTIFACTS", "DEFAULT_STORE", "TASK", "Artifacts", "BatchTokens", "Compile", "Config", "Data",
+    "Device", "DryRun", "FirstSeed", "Json", "Margin", "MaxRuns", "NoProgress", "Optimizer", "Optimizers", "Out",
+    "Precision", "Set", "StoreUrl", "Task", "Threads", "Tokens", "Tune", "Variant", "Workers",
 ]  # fmt: skip
 
 DEFAULT_STORE = "muonlab.db"
@@ -39,6 +39,12 @@ MaxRuns = Annotated[
     int | None,
     typer.Option("--max-runs", min=1, help="Cap on tuning runs, per optimizer and horizon.", show_default="80"),
 ]
+FirstSeed = Annotated[int | None, typer.Option("--seed", min=0, help="First of the final seeds.", show_default="0")]
+Tune = Annotated[
+    str | None,
+    typer.Option("--tune", help="Comma-separated hyperparameters to tune, or all.",
+                 show_default="opt.lr,opt.weight_decay"),
+]  # fmt: skip
 Precision = Annotated[str | None, typer.Option("--precision", help="fp32 or bf16 (autocast).", show_default="fp32")]
 Set = Annotated[
     list[str] | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from muonlab.cli import options as opt
+from muonlab.cli.arguments import count
 from muonlab.cli.laboratory import print_json, users_code
 from muonlab.cli.show import print_parts
 from muonlab.errors import UsageError
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["recipe"]
 
-SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 RULES = ("opt.", "aux.")
 
 
@@ -57,9 +57,9 @@ def recipe(
         )
     finding = recommended(
         info.name,
-        _count(params, "--params"),
-        _count(tokens, "--tokens"),
-        batch_tokens=None if batch is None else max(1, round(_count(batch, "--batch"))),
+        count(params, "--params"),
+        count(tokens, "--tokens"),
+        batch_tokens=None if batch is None else round(count(batch, "--batch")),
         published=known.get(info.name),
         own=own,
         fallback=_starts(info.named),
@@ -73,21 +73,6 @@ def recipe(
 
     print_parts(recipe_table(finding))
     print(f"\n{constructor}\n\n{command}")
-
-
-def _count(text: str, option: str) -> float:
-    """
-    >>> _count("350M", "--params"), _count("7e9", "--tokens")
-    (350000000.0, 7000000000.0)
-    """
-    scale = SUFFIXES.get(text[-1:], 1.0)
-    try:
-        value = float(text[:-1] if text[-1:] in SUFFIXES else text) * scale
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise UsageError(f"{option} wants a number above 0, such as 350M or 3.5e8, got {text!r}")
-    return value
 
 
 def _own(store: str | None, optimizer: str, task: str | None) -> "Sweep | None":

@@ -9,7 +9,7 @@ from typing import Any
 from muonlab.cli.laboratory import print_json, users_code
 from muonlab.errors import UsageError
 
-__all__ = ["print_parts", "show_comparison", "show_price", "show_record", "show_tuning"]
+__all__ = ["print_parts", "show_comparison", "show_ladder", "show_price", "show_record", "show_tuning"]
 
 RUN_SECONDS = 0.1  # a run's process and the reading of its data, beside the training (benchmarks/overhead.py)
 
@@ -31,16 +31,41 @@ def show_record(record: Any, json: bool, **more: Any) -> None:
     print_parts(record_table(record))
 
 
-def show_comparison(finding: Any, executed: int, out: Path, created: str, command: str, json: bool) -> None:
+def show_comparison(
+    finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any
+) -> None:
+    """The page in a file, and the finding as tables or as one JSON document with `more` on top."""
     from muonlab.report import page
 
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it has much to say of a HOME that can't be written
+    _quieten()
     page.write(out, page.render(finding, created=created, command=command))
     if json:
-        return print_json(_summary(finding, executed, out))
+        return print_json({**more, **_summary(finding, executed, out)})
     from muonlab.report.tables import comparison_table
 
     print_parts(comparison_table(finding))
+    _say_where(executed, out)
+
+
+def show_ladder(finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any) -> None:
+    """The page in a file, and the finding as tables or as one JSON document with `more` on top."""
+    from muonlab.report import ladder_page, page
+
+    _quieten()
+    page.write(out, ladder_page.render(finding, created=created, command=command))
+    if json:
+        return print_json({**more, "runs_executed": executed, "report": str(out), **asdict(finding)})
+    from muonlab.report.ladder import ladder_table
+
+    print_parts(ladder_table(finding))
+    _say_where(executed, out)
+
+
+def _quieten() -> None:
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it has much to say of a HOME that can't be written
+
+
+def _say_where(executed: int, out: Path) -> None:
     print(f"\n{executed} runs executed. Report: {out}")
 
 

@@ -8,15 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from muonlab.cli import options as opt
-from muonlab.cli.arguments import check_out, command_line, names, paths, values
+from muonlab.cli.arguments import names, paths, refuse_flags, values
 from muonlab.cli.laboratory import Laboratory, users_code
-from muonlab.cli.ladder import show_ladder
-from muonlab.cli.scaling import NoiseNats, Settings, Where, compare_table
-from muonlab.cli.show import show_comparison, show_price, show_tuning
-from muonlab.cli.tables import Column
+from muonlab.cli.protocols import KINDS, conclude_and_show, evidence_of, run
+from muonlab.cli.scaling import compare_table
+from muonlab.cli.show import show_price, show_tuning
+from muonlab.cli.tables import Column, NoiseNats, Settings, Where
 from muonlab.errors import UsageError
 
 __all__ = ["compare", "demo", "report", "tune"]
+
+FOR_RUNS = (
+    "task", "variant", "data", "tokens", "batch_tokens", "seeds", "seed", "tune", "max_runs", "precision", "compile",
+    "settings", "config", "store", "workers", "threads", "artifacts", "device", "dry_run",
+)  # fmt: skip
 
 DEMO = {
     "task": "text",
@@ -45,14 +50,16 @@ def demo(
     Takes a few minutes on two cores the first time; a second call runs nothing and shows the same numbers.
     """
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress)
-    _compare(DEMO, laboratory, out or Path("muonlab-demo.html"), json, dry_run)
+    run("comparison", DEMO, laboratory, out or Path("muonlab-demo.html"), json, dry_run)
 
 
 def compare(
+    context: typer.Context,
     task: Annotated[str | None, opt.TASK] = None,
     optimizers: opt.Optimizers = None,
     baseline: Annotated[
-        str | None, typer.Option(help="What the others are measured against.", show_default="the first")
+        str | None,
+        typer.Option(help="What the others are measured against.", show_default="the first; with --from adamw"),
     ] = None,
     variant: opt.Variant = None,
     margin: opt.Margin = None,
@@ -70,11 +77,8 @@ def compare(
     seeds: Annotated[
         int | None, typer.Option(min=2, help="Final runs per optimizer and horizon.", show_default="5")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="First of the final seeds.", show_default="0")] = None,
-    tune: Annotated[
-        str | None,
-        typer.Option(help="Comma-separated hyperparameters to tune, or all.", show_default="opt.lr,opt.weight_decay"),
-    ] = None,
+    seed: opt.FirstSeed = None,
+    tune: opt.Tune = None,
     max_runs: opt.MaxRuns = None,
     precision: opt.Precision = None,
     compile: opt.Compile = False,
@@ -99,8 +103,11 @@ def compare(
     With --from the runs are anybody's: columns as for `muonlab speedup`, at one size; what `muonlab audit` calls an
     error is a broken check.
     """
+    out = out or Path("muonlab-report.html")
     if table is not None:
-        return compare_table(table, baseline or "adamw", noise, margin, where, columns_set, column, out, json)
+        refuse_flags(context, FOR_RUNS, "for runs that muonlab makes, which --from does not")
+        return compare_table(table, names(optimizers), baseline, noise, margin, where, columns_set, column, out, json)
+    refuse_flags(context, ("noise", "where", "columns_set", "column"), "for the runs of a table, named with --from")
     if task is None and config is None:
         raise UsageError("a comparison needs a TASK, such as text; or runs that there are, with --from FILE.csv")
     flags = {
@@ -111,7 +118,7 @@ def compare(
     chosen = values(config, flags, settings, precision, compile)
     _add_variants(chosen, variant or [])
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
-    _compare(chosen, laboratory, out or Path("muonlab-report.html"), json, dry_run)
+    run("comparison", chosen, laboratory, out, json, dry_run)
 
 
 def tune(
@@ -172,26 +179,19 @@ def report(
     json: opt.Json = False,
 ) -> None:
     """Show a finished study again, and write its HTML report. Runs nothing."""
-    from muonlab.records.evidence import Evidence, LadderEvidence
     from muonlab.records.store import Store
-    from muonlab.study.fairness import conclude, conclude_ladder
 
-    kinds: dict[str, tuple[Any, Any, Any]] = {
-        "comparison": (Evidence, conclude, show_comparison),
-        "ladder": (LadderEvidence, conclude_ladder, show_ladder),
-    }
     with Store(store, read_only=True) as opened:
         saved = opened.study(study)
-        if saved.kind not in kinds:
-            raise UsageError(f"study {saved.key[:12]} is of kind {saved.kind!r}: a report is of {' or '.join(kinds)}")
-        read, finding_of, show = kinds[saved.kind]
-        evidence = read.from_dict(saved.result)
+        if saved.kind not in KINDS:
+            raise UsageError(f"study {saved.key[:12]} is of kind {saved.kind!r}: a report is of {' or '.join(KINDS)}")
+        evidence = evidence_of(saved.kind, saved.result)
         records = opened.get(evidence.record_keys())
     missing = set(evidence.record_keys()) - set(records)
     if missing:
         raise UsageError(f"{len(missing)} runs of study {saved.key[:12]} are no longer in {store}: run it again")
-    finding = finding_of(evidence, records)
-    show(finding, 0, out or Path("muonlab-report.html"), saved.created, str(saved.config.get("command", "")), json)
+    target, command = out or Path("muonlab-report.html"), str(saved.config.get("command", ""))
+    conclude_and_show(saved.kind, evidence, records, 0, target, saved.created, command, json)
 
 
 def _add_variants(chosen: dict[str, Any], texts: list[str]) -> None:
@@ -205,40 +205,3 @@ def _add_variants(chosen: dict[str, Any], texts: list[str]) -> None:
             raise UsageError(f"variant '{name}' is not among the optimizers {','.join(map(str, listed))}: add it there")
     if added and isinstance(chosen.setdefault("variants", {}), dict):
         chosen["variants"] |= added
-
-
-def _compare(chosen: dict[str, Any], laboratory: Laboratory, out: Path, json: bool, dry_run: bool) -> None:
-    from muonlab.records.store import Store
-    from muonlab.study.compare import compare as protocol
-    from muonlab.study.config import validated
-    from muonlab.study.fairness import conclude
-    from muonlab.study.plan import plan_comparison
-
-    config = validated(chosen)
-    if len(config.optimizers) < 2:
-        raise UsageError("a comparison needs at least two optimizers: --optimizers adamw,muon")
-    with users_code():
-        plan = plan_comparison(config)
-    price = plan.price()
-    if dry_run:
-        return show_price(price, laboratory.num_workers, json)
-    check_out(out)
-    command = command_line()
-    asked = {
-        **config.model_dump(mode="json"),
-        "conventions": plan.conventions,
-        "starts": plan.starts,
-        "command": command,
-    }
-    evidence, outcome = laboratory.run(
-        protocol(plan.bases, plan.spaces, plan.rules, asked, plan.fixed), price.likely_tokens
-    )
-    with Store(laboratory.store_url) as store:
-        records = store.get(evidence.record_keys())
-        if not store.read_only:
-            store.save_study(config.key, "comparison", config.task, asked, evidence.to_dict())
-        created = next((row.created for row in store.studies() if row.key == config.key), "")
-    finding = conclude(evidence, records)
-    show_comparison(finding, outcome.num_executed, out, created, command, json)
-    if outcome.num_failed:
-        sys.exit(1)

@@ -1,4 +1,4 @@
-"""Tables of anybody's runs: CSV both ways, and JSON lines as experiment trackers export them."""
+"""Tables of anybody's runs: CSV both ways, and JSON as experiment trackers export it."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ __all__ = ["RUN_COLUMNS", "export_csv", "read_csv", "read_rows"]
 RUN_COLUMNS = ("optimizer", "size", "params", "tokens", "loss")  # what the analysis verbs need
 NUMERIC = ("params", "tokens", "loss", "seed", "step", "lr", "horizon_tokens", "time_to_target")
 SUSPECT = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would take such a cell for a formula
-JSON_LINES = (".jsonl", ".ndjson")
+JSON = (".jsonl", ".ndjson", ".json")
 
 
 def export_csv(records: Iterable[Record], path: str | os.PathLike[str]) -> int:
@@ -43,18 +43,18 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     required: Sequence[str] = RUN_COLUMNS,
 ) -> list[dict[str, Any]]:
-    """Rows of a table: JSON lines where the name ends so, else CSV; see `read_csv`.
+    """Rows of a table: JSON where it begins like that or is named so, else CSV; see `read_csv`.
 
-    A line of JSON is an object; what is nested in it gets a dotted name, and a list or null stays what it is.
+    JSON is an object a line, or one array of objects, whose rows are numbered like lines. What is nested in an object
+    gets a dotted name, and a list or null stays what it is.
 
     Raises   UsageError naming file and line, or the column that is missing
     """
-    if Path(path).suffix not in JSON_LINES:
-        return read_csv(path, columns, required)
-    objects: list[tuple[int, dict[str, Any]]] = []
-    for number, line in enumerate(read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if line.strip():
-            objects.append((number, _object(line, f"{path} line {number}")))
+    content = read_bytes(path)
+    text = content.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if Path(path).suffix not in JSON and text[:1] not in (b"[", b"{"):
+        return _read_csv(content, path, columns, required)
+    objects = _array(text, path) if text[:1] == b"[" else _lines(content, path)
     names = list(dict.fromkeys(name for _, values in objects for name in values))
     head = dict(zip(names, _head(names, path, columns or {}, required), strict=True))
     return [_checked({head[k]: v for k, v in values.items() if head[k]}, path, line) for line, values in objects]
@@ -73,8 +73,14 @@ def read_csv(
 
     Raises   UsageError naming file and line, or the column that is missing
     """
+    return _read_csv(read_bytes(path), path, columns, required)
+
+
+def _read_csv(
+    content: bytes, path: Any, columns: Mapping[str, str] | None, required: Sequence[str]
+) -> list[dict[str, Any]]:
     try:
-        text = read_bytes(path).decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): save it as CSV UTF-8") from None
     first = text.partition("\n")[0]
@@ -151,13 +157,27 @@ def _head(names: list[str], path: Any, columns: Mapping[str, str], required: Seq
     return head
 
 
-def _object(line: bytes, where: str) -> dict[str, Any]:
+def _lines(content: bytes, path: Any) -> list[tuple[int, dict[str, Any]]]:
+    lines = enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
+    found = [(number, f"{path} line {number}", line) for number, line in lines if line.strip()]
+    return [(number, _object(_json(line, where), where)) for number, where, line in found]
+
+
+def _array(text: bytes, path: Any) -> list[tuple[int, dict[str, Any]]]:
+    return [(number, _object(value, f"{path} row {number}")) for number, value in enumerate(_json(text, str(path)), 1)]
+
+
+def _json(text: bytes, where: str) -> Any:
     try:
-        value = json.loads(line)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is not JSON ({first_line(error)})") from None
+        one = ": one object a line, or one array of objects" if text.strip() in (b"{", b"[") else ""
+        raise UsageError(f"{where} is not JSON ({first_line(error)}){one}") from None
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UsageError(f'{where} must be an object such as {{"loss": 3.2}}, got {line[:40]!r}')
+        raise UsageError(f'{where} must be an object such as {{"loss": 3.2}}, got {str(value)[:40]!r}')
     return _dotted(value)
 
 

@@ -6,6 +6,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from muonlab.analyze.ladder import LadderFinding
+from muonlab.analyze.significance import withheld
 from muonlab.records.spec import Value
 from muonlab.report.layout import cell, clean, grid, spaced
 from muonlab.report.tables import checks_table
@@ -18,6 +19,7 @@ def ladder_table(finding: LadderFinding) -> list[RenderableType]:
     """The finding, verdict first: what `ladder` prints when the runs are done."""
     return spaced(
         Text(clean(finding.verdict), style="bold"),
+        *_reasons(finding),
         _rungs(finding),
         _settings_table(finding),
         _sensitivity(finding),
@@ -32,17 +34,32 @@ def ladder_table(finding: LadderFinding) -> list[RenderableType]:
     )
 
 
+def _reasons(finding: LadderFinding) -> list[RenderableType]:
+    """Why a verdict is withheld, a line for each size; nothing where it is not."""
+    found = [f"- {check.name}, {part}" for check in withheld(finding.checks) for part in check.detail.split("; ")]
+    return [Text(clean("\n".join(found)))] if found else []
+
+
 def _rungs(finding: LadderFinding) -> RenderableType:
     """Loss, speedup and settings at every size and ratio."""
     rows = {(row.optimizer, row.size, row.tokens): row for row in finding.rows}
-    table = grid(f"Speedup in tokens over tuned {clean(finding.baseline)}")
-    for name in ("size", "ratio", "tokens", "optimizer", "final loss", "speedup", "95 % interval", ""):
-        table.add_column(name, justify="right" if name in ("ratio", "tokens") else "left", overflow="fold")
+    sizes = dict(sorted(((rung.size, rung.params) for rung in finding.rungs), key=lambda pair: pair[1]))
+    params = ", ".join(f"{clean(size)} {show(count, 'tokens')}" for size, count in sizes.items())
+    table = grid(f"Speedup in tokens over tuned {clean(finding.baseline)}; parameters: {params}")
+    for name in ("size", "ratio", "tokens", "optimizer", "loss", "speedup", "95 % interval", ""):
+        folds = name in ("size", "optimizer")
+        table.add_column(
+            name, justify="right" if name in ("ratio", "tokens") else "left", overflow="fold", no_wrap=not folds
+        )
     last = None
     for rung in sorted(finding.rungs, key=lambda r: (r.params, r.ratio, r.optimizer != finding.baseline)):
         here, row = (rung.size, rung.ratio), rows.get((rung.optimizer, rung.size, rung.losses.horizon_tokens))
-        heads = ("", "", "") if here == last else _heads(rung.size, rung.params, rung.ratio, rung.losses.horizon_tokens)
-        speedup, interval, said = "baseline", "", ""
+        heads = (
+            ("", "", "")
+            if here == last
+            else (rung.size, f"{rung.ratio:g}x", show(rung.losses.horizon_tokens, "tokens"))
+        )
+        speedup, interval, said = "-", "", ""
         if row is not None:
             speedup, interval = show(row.speedup, "ratio"), _interval(row.low, row.high)
             said = row.flag or (row.judgement or "")
@@ -60,10 +77,6 @@ def _settings_table(finding: LadderFinding) -> RenderableType:
         settings = _settings(rung.losses.hyperparameters)
         table.add_row(cell(rung.optimizer), cell(rung.size), f"{rung.ratio:g}x", cell(settings), rung.origin)
     return table
-
-
-def _heads(size: str, params: int, ratio: float, tokens: int) -> tuple[str, str, str]:
-    return f"{size} ({show(params, 'tokens')})", f"{ratio:g}x", show(tokens, "tokens")
 
 
 def _sensitivity(finding: LadderFinding) -> RenderableType:

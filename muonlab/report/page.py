@@ -14,7 +14,7 @@ from muonlab.errors import UsageError
 from muonlab.report import figures
 from muonlab.report.canvas import looks
 from muonlab.report.slices import slice_figures
-from muonlab.report.text import claim, field_name, is_undefined, is_withheld, lookup, plural, show
+from muonlab.report.text import claim, counted, field_name, is_undefined, is_withheld, lookup, plural, show
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -120,7 +120,7 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"claim": claim, "plural": plural, "show": _typeset, "json": _json}
+    environment.filters |= {"claim": claim, "counted": counted, "plural": plural, "show": _typeset, "json": _json}
     environment.tests["undefined_number"] = is_undefined
     return environment
 
@@ -206,7 +206,7 @@ def _meaning(speedup: Speedup, judgement: str) -> str:
 
 def _broken(checks: Sequence[Check]) -> list[tuple[int, Check, bool]]:
     """Broken checks with their index, those first that withhold the verdict."""
-    found = [(i, check, check.name in WITHHOLDING) for i, check in enumerate(checks) if not check.ok]
+    found = [(i, check, check.name in WITHHOLDING) for i, check in enumerate(checks) if check.ok is False]
     return sorted(found, key=lambda entry: not entry[2])
 
 

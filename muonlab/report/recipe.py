@@ -25,8 +25,8 @@ def recipe_table(finding: Recipe) -> list[RenderableType]:
     short = {fit.source: "your runs" if fit is finding.own else "published" for fit in fits}
     others = [fit for fit in fits if not _leads(fit, finding)]
     return spaced(
-        _table(head, finding.hyperparameters, short),
-        *[_table(f"Beside it: {fit.source}", fit.hyperparameters, short) for fit in others],
+        *_tables(head, finding.hyperparameters, short),
+        *[part for fit in others for part in _tables(f"Beside it: {fit.source}", fit.hyperparameters, short)],
         *([Text("\n".join(map(clean, finding.warnings)), style="yellow")] if finding.warnings else []),
         Text(f"{_reach(finding)}\n{_cost(finding)}"),
         *[_differs(fit) for fit in fits if fit.differs],
@@ -37,16 +37,20 @@ def _leads(fit: SweepFit, finding: Recipe) -> bool:
     return fit.source == finding.source
 
 
-def _table(title: str, entries: Mapping[str, Entry], short: Mapping[str, str]) -> RenderableType:
+def _tables(title: str, entries: Mapping[str, Entry], short: Mapping[str, str]) -> list[RenderableType]:
+    """The values, and below them the notes, which are too long for a column: those that have the same together."""
     table = grid(title)
     for name in ("name", "value", "95 % interval"):
         table.add_column(name, no_wrap=True)
-    table.add_column("source", overflow="fold", max_width=20)
-    table.add_column("note", overflow="fold", ratio=1)
+    table.add_column("source", overflow="fold")
+    notes: dict[str, list[str]] = {}
     for name, entry in entries.items():
-        row = (name, _value(entry.value), _interval(entry), short.get(entry.source, entry.source), entry.note or "-")
+        row = (name, _value(entry.value), _interval(entry), short.get(entry.source, entry.source))
         table.add_row(*map(cell, row))
-    return table
+        if entry.note:
+            notes.setdefault(entry.note, []).append(name)
+    lines = [f"- {', '.join(names)}: {note}" for note, names in notes.items()]
+    return [table, *([Text(clean("\n".join(lines)), style="dim")] if lines else [])]
 
 
 def _value(value: Any) -> str:

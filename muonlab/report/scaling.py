@@ -11,6 +11,7 @@ from muonlab.report.text import show
 
 __all__ = ["fit_table", "speedups_table"]
 
+MARKS = {"": "", "extrapolated": "*", "undefined": ""}
 MEANING = {
     "extrapolated": "the baseline would need more (or fewer) tokens than any of its runs has: its law is extrapolated",
     "undefined": "there is no law, or the loss lies below its floor, which no number of tokens reaches",
@@ -33,7 +34,12 @@ def fit_table(fit: Fit) -> list[RenderableType]:
 def speedups_table(finding: SpeedupTable) -> list[RenderableType]:
     """Every optimizer at every size and length, the laws behind it, and what was assumed."""
     flags = dict.fromkeys(row.flag for row in finding.rows if row.flag)
-    notes = [f"{flag}: {MEANING[flag]}" for flag in flags]
+    notes = [f"{MARKS[flag] or '-'} {flag}: {MEANING[flag]}" for flag in flags]
+    notes += [
+        f"{name} {min(counts)} everywhere"
+        for name, counts in _counts(finding).items()
+        if len(counts) == 1 and max(counts) > 1
+    ]
     return spaced(
         _rows(finding),
         *([_extrapolations(finding)] if finding.extrapolations else []),
@@ -43,29 +49,42 @@ def speedups_table(finding: SpeedupTable) -> list[RenderableType]:
 
 
 def _rows(finding: SpeedupTable) -> RenderableType:
-    seeds = any(row.num_seeds > 1 for row in finding.rows)
-    tried = any(row.num_configurations > 1 for row in finding.rows)
+    """Only the name of an optimizer can be broken: on 80 columns all the rest fits."""
+    sized = any(row.params for row in finding.rows)
+    counted = [name for name, counts in _counts(finding).items() if len(counts) > 1]
     table = grid(f"Tokens that {clean(finding.baseline)} would need for the same loss, over those that were used")
-    for name in ("size", "tokens", "ratio", "optimizer"):
-        table.add_column(name, justify="right" if name in ("tokens", "ratio") else "left", no_wrap=name != "optimizer")
-    table.add_column("loss", justify="right")
-    table.add_column("speedup", justify="right")
+    table.add_column("size", no_wrap=True)
+    for name in ("tokens", *(["ratio"] if sized else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("optimizer", overflow="fold")
+    for name in ("loss", "speedup"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("95 % interval", no_wrap=True)
-    for name, shown in (("seeds", seeds), ("tried", tried)):
-        if shown:
-            table.add_column(name, justify="right")
-    table.add_column("")
+    for name in counted:
+        table.add_column(name, justify="right", no_wrap=True)
     last: tuple[str, float] | None = None
     for row in finding.rows:
         here = (row.size, row.tokens)
-        head = ("", "", "") if here == last else (row.size, show(row.tokens, "tokens"), _ratio(row))
-        counts = [str(row.num_seeds)] * seeds + [str(row.num_configurations)] * tried
-        speedup = show(row.speedup, "ratio")
+        head = [row.size, show(row.tokens, "tokens"), *([_ratio(row)] if sized else [])]
+        counts = {"seeds": str(row.num_seeds), "tried": str(row.num_configurations)}
         table.add_row(
-            *map(cell, head), cell(row.optimizer), show(row.loss, "loss"), speedup, _interval(row), *counts, row.flag
+            *map(cell, [""] * len(head) if here == last else head),
+            cell(row.optimizer),
+            show(row.loss, "loss"),
+            show(row.speedup, "ratio") + MARKS[row.flag],
+            _interval(row),
+            *(counts[name] for name in counted),
         )
         last = here
     return table
+
+
+def _counts(finding: SpeedupTable) -> dict[str, set[int]]:
+    """Which numbers of seeds and of configurations tried there are: where one, a note is enough."""
+    return {
+        "seeds": {row.num_seeds for row in finding.rows},
+        "tried": {row.num_configurations for row in finding.rows},
+    }
 
 
 def _ratio(row: SpeedupRow) -> str:
@@ -75,7 +94,7 @@ def _ratio(row: SpeedupRow) -> str:
 def _extrapolations(finding: SpeedupTable) -> RenderableType:
     table = grid("Where nothing was run: a joint law of each optimizer, E + A params^-alpha + B tokens^-beta")
     for name in ("params", "tokens", "optimizer", "loss", "speedup", "95 % interval", "beyond the runs by"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for at in finding.extrapolations:
         beyond = f"{at.factor_params:.2g}x in params, {at.factor_tokens:.2g}x in tokens"
         places = (show(at.params, "tokens"), show(at.tokens, "tokens"))

@@ -1,6 +1,6 @@
 """Findings as tables for the terminal: rich renderables in plain ASCII, legible without colour."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -11,12 +11,12 @@ from muonlab.analyze.findings import Check, Comparison, LossesAt, OptimizerFindi
 from muonlab.records import Record
 from muonlab.records.evidence import Tuning
 from muonlab.report.layout import cell, clean, grid, spaced
-from muonlab.report.text import claim, is_undefined, is_withheld, plural, show
+from muonlab.report.text import claim, counted, is_undefined, is_withheld, plural, show
 
 __all__ = ["checks_table", "comparison_table", "record_table", "requests_table", "runs_table", "tuning_table"]
 
 KEY_LENGTH = 12  # of a record's key, as everywhere on screen
-OK, BROKEN = Text("ok", style="green"), Text("BROKEN", style="bold red")
+HELD = {True: Text("ok", style="green"), False: Text("BROKEN", style="bold red"), None: Text("-", style="yellow")}
 
 
 def comparison_table(finding: Comparison) -> list[RenderableType]:
@@ -112,7 +112,8 @@ def _contrasts(finding: Comparison) -> Table:
 
 
 def _paired(finding: Comparison) -> Table:
-    table = grid("The same seed by seed; the bound (one-sided, 97.5 %) allows for tuning")
+    allows = any(test.tuning_nats is not None for test in finding.paired.values())
+    table = grid(f"The same seed by seed; the bound (one-sided, 97.5 %){' allows for tuning' if allows else ''}")
     headings = ["optimizer", "pairs", "difference", "95 % interval", "correlation", "bound"]
     margin = next(iter(finding.paired.values())).margin_nats
     if margin is not None:
@@ -156,13 +157,13 @@ def _seed_losses(at: LossesAt) -> str:
 
 def checks_table(checks: Sequence[Check]) -> Table:
     """The fairness rules, and what was found of each."""
-    broken = sum(not check.ok for check in checks)
-    table = grid(f"Fairness checks: {plural(len(checks), 'rule')}, {broken} broken")
+    table = grid(f"Fairness checks: {plural(len(checks), 'rule')}, {counted(checks)}")
     table.add_column("rule", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("what was found", overflow="fold", ratio=1)
     for check in checks:
-        table.add_row(cell(check.name), OK if check.ok else BROKEN, cell(check.detail))
+        held = Text(check.severity, style="yellow") if check.severity and check.ok else HELD[check.ok]
+        table.add_row(cell(check.name), held, cell(check.detail))
     return table
 
 
@@ -184,13 +185,18 @@ def _by_source(starts: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _cost(finding: Comparison) -> str:
     failed = f", {finding.num_failed} failed" if finding.num_failed else ""
-    tuned = "; ".join(
-        f"{clean(name)} tuned with {plural(f.tuning_runs, 'run')}, {show(f.tuning_tokens, 'tokens')} tokens, "
-        f"{'converged' if f.converged else 'stopped by the cap'}"
-        for name, f in finding.optimizers.items()
-    )
+    tuned = "; ".join(f"{clean(name)} {_tuned(f)}" for name, f in finding.optimizers.items())
     total = f"Cost: {plural(finding.num_runs, 'run')}{failed}, {show(finding.total_tokens, 'tokens')} tokens"
     return f"{total} ({tuned})." if tuned else f"{total}."
+
+
+def _tuned(optimizer: OptimizerFinding) -> str:
+    if optimizer.converged is None:
+        return f"{plural(optimizer.tuning_runs, 'configuration')} tried"
+    ended = "converged" if optimizer.converged else "stopped by the cap"
+    return (
+        f"tuned with {plural(optimizer.tuning_runs, 'run')}, {show(optimizer.tuning_tokens, 'tokens')} tokens, {ended}"
+    )
 
 
 def runs_table(rows: Iterable[Mapping[str, Any]]) -> Table:
@@ -244,21 +250,53 @@ def record_table(record: Record) -> list[RenderableType]:
 
 
 def requests_table(runs: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
-    """Runs that somebody else's trainer is asked to make."""
+    """Runs that somebody else's trainer is asked to make; what they have in common stands above, once."""
+    asked = [_asked(run) for run in runs]
+    shared = _shared(asked)
+    own = {
+        name: _shared([settings for run, settings in zip(runs, asked, strict=True) if run["optimizer"] == name])
+        for name in dict.fromkeys(run["optimizer"] for run in runs)
+    }
+    lines = [f"all: {_listed(shared)}" if shared else ""]
+    lines += [f"{name}: {_listed(found, shared)}" for name, found in own.items()]
     table = grid("")
-    for name in ("key", "optimizer", "tokens", "seed", "hyperparameters and task"):
+    for name in ("key", "optimizer", "tokens", "seed", "settings"):
         table.add_column(name, overflow="fold")
-    for run in runs:
-        settings = {**run["hyperparameters"], **{f"task.{n}": v for n, v in run["task_options"].items()}}
-        shown = ", ".join(f"{name} {show(value, 'value')}" for name, value in settings.items())
+    for run, settings in zip(runs, asked, strict=True):
         table.add_row(
             run["key"][:KEY_LENGTH],
             cell(run["optimizer"]),
             show(run["tokens"], "tokens"),
             str(run["seed"]),
-            cell(shown),
+            cell(_listed(settings, own[run["optimizer"]])),
         )
-    return spaced(table)
+    return spaced(*(Text(clean(line)) for line in lines if line), table)
+
+
+def _asked(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything but what has a column of its own, by dotted names."""
+    nested = {prefix: run[field] for prefix, field in (("task.", "task_options"), ("schedule.", "schedule"))}
+    return {
+        **run["hyperparameters"],
+        **run["conventions"],
+        "task": run["task"],
+        **{f"{prefix}{name}": value for prefix, values in nested.items() for name, value in values.items()},
+        **{name: run[name] for name in ("batch_tokens", "clip", "precision")},
+    }
+
+
+def _shared(asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that are the same everywhere. lr is always told run by run."""
+    first = asked[0]
+    return {
+        name: value
+        for name, value in first.items()
+        if name != "opt.lr" and all(name in other and other[name] == value for other in asked)
+    }
+
+
+def _listed(settings: Mapping[str, Any], but: Collection[str] = ()) -> str:
+    return ", ".join(f"{name} {show(value, 'value')}" for name, value in settings.items() if name not in but)
 
 
 def tuning_table(

@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from muonlab.analyze.findings import Comparison, Paired
+from muonlab.analyze.findings import Check, Comparison, Paired
 
-__all__ = ["FORMATS", "claim", "field_name", "is_undefined", "is_withheld", "lookup", "plural", "shorten", "show"]
+__all__ = [
+    "FORMATS", "claim", "counted", "field_name", "is_undefined", "is_withheld", "lookup", "plural", "shorten", "show",
+]  # fmt: skip
 
 Path = Sequence[str | int]
 
@@ -101,6 +103,16 @@ def plural(count: int, noun: str) -> str:
     ('1 seed', '5 seeds')
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def counted(checks: Sequence[Check]) -> str:
+    """How many rules are broken and how many could not be checked.
+
+    >>> counted([Check(name="interior", ok=False, detail=""), Check(name="wall_clock", ok=None, detail="")])
+    '1 broken, 1 not checked'
+    """
+    unknown = sum(check.ok is None for check in checks)
+    return f"{sum(check.ok is False for check in checks)} broken" + (f", {unknown} not checked" if unknown else "")
 
 
 def shorten(text: str, width: int = 22) -> str:

@@ -83,6 +83,11 @@ def validated(values: Mapping[str, Any], kind: type[Config] = ComparisonConfig) 
 
     Raises   UsageError
     """
+    if kind is LadderConfig and "horizon_tokens" in values:
+        raise UsageError(
+            "a ladder has no one length: leave tokens out and give ratios of tokens to parameters, "
+            "such as ratios = [1.0, 2.0, 4.0]"
+        )
     for name in values:
         if name not in kind.model_fields:
             raise unknown("key", name, kind.model_fields)

@@ -1,6 +1,6 @@
 """The fairness rules: what a comparison must hold before its verdict means anything. Needs records only, no torch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from muonlab.analyze import comparison as analysis
@@ -14,6 +14,7 @@ from muonlab.records.evidence import Arm, Cell, Evidence, LadderEvidence
 __all__ = ["check", "conclude", "conclude_ladder"]
 
 Records = Mapping[str, Record]
+Rule = Callable[[Evidence, Records], Check]
 SAME = ("task", "task_options", "data_fingerprint", "precision", "compile", "device", "torch", "parametrization")
 MIN_SEEDS = 3
 MAX_SPREAD = 1.5  # of the step times of equal runs
@@ -35,66 +36,87 @@ def conclude(evidence: Evidence, records: Records) -> Comparison:
 def conclude_ladder(evidence: LadderEvidence, records: Records) -> LadderFinding:
     """The whole finding of a ladder: analysis, the same checks at every size, verdict."""
     finding = ladder.analyze(evidence, records)
-    by_size = {size: _at_size(evidence, size, records) for size in evidence.sizes}
     rules = (_complete, _same_conditions, _fresh_seeds, _same_tuning, _converged, _interior, _own_schedule)
-    checks = tuple(_over_sizes({size: rule(*one) for size, one in by_size.items()}) for rule in rules)
+    checks = tuple(_over_sizes(rule, evidence, records) for rule in rules)
     rows = finding.rows
     if withheld(checks):
         rows = tuple(replace(row, judgement="withheld") for row in rows)
     return replace(finding, rows=rows, checks=checks, verdict=ladder_verdict(evidence.baseline, rows, checks))
 
 
-def _at_size(evidence: LadderEvidence, size: str, records: Records) -> tuple[Evidence, Records, Comparison]:
-    """The runs at one size as a comparison at its shortest length."""
+def _over_sizes(rule: Rule, evidence: LadderEvidence, records: Records) -> Check:
+    """One rule at every size: where it is broken, else where it could not be checked, else what holds everywhere.
+
+    In the detail "; " stands between sizes.
+    """
+    by_size = {size: rule(_as_comparison(evidence, [size]), records) for size in evidence.sizes}
+    first = next(iter(by_size.values()))
+    answers = {one.ok for one in by_size.values()}
+    if answers == {True}:
+        return rule(_as_comparison(evidence, list(evidence.sizes)), records) if rule in COUNTING else first
+    ok = False if False in answers else None
+    details = {size: one.detail.replace("; ", ", ") for size, one in by_size.items() if one.ok is ok}
+    everywhere = len(details) == len(by_size) and len(set(details.values())) == 1
+    found = [first.detail] if everywhere else [f"{size}: {detail}" for size, detail in details.items()]
+    return replace(first, ok=ok, detail="; ".join(found))
+
+
+def _as_comparison(evidence: LadderEvidence, sizes: Sequence[str]) -> Evidence:
+    """The runs at some sizes as a comparison at the shortest length of the first."""
     cells = {
-        name: tuple(evidence.rung(name, size, ratio).cell for ratio in evidence.ratios) for name in evidence.optimizers
+        name: tuple(evidence.rung(name, size, ratio).cell for size in sizes for ratio in evidence.ratios)
+        for name in evidence.optimizers
     }
-    arms = {name: Arm(name=name, optimizer=evidence.optimizers[name], cells=own) for name, own in cells.items()}
-    single = Evidence(
+    return Evidence(
         task=evidence.task, baseline=evidence.baseline, horizon_tokens=cells[evidence.baseline][0].horizon_tokens,
-        arms=arms, tuning_seeds=evidence.tuning_seeds, final_seeds=evidence.final_seeds, max_runs=evidence.max_runs,
+        arms={name: Arm(name=name, optimizer=evidence.optimizers[name], cells=own) for name, own in cells.items()},
+        tuning_seeds=evidence.tuning_seeds, final_seeds=evidence.final_seeds, max_runs=evidence.max_runs,
     )  # fmt: skip
-    return single, records, analysis.compare(single, records)
-
-
-def _over_sizes(checks: Mapping[str, Check]) -> Check:
-    """One rule at every size: where it is broken, or what holds everywhere."""
-    broken = {size: check.detail for size, check in checks.items() if not check.ok}
-    details = [f"{size}: {detail}" for size, detail in broken.items()] or [next(iter(checks.values())).detail]
-    return Check(name=next(iter(checks.values())).name, ok=not broken, detail="; ".join(details))
 
 
 def check(evidence: Evidence, records: Records, finding: Comparison) -> tuple[Check, ...]:
-    """Every rule, held or broken, in the order of the argument."""
-    rules: tuple[Callable[[Evidence, Records, Comparison], Check], ...] = (
-        _complete, _same_conditions, _fresh_seeds, _same_tuning, _effort, _converged, _interior,
-        _own_schedule, _enough_seeds, _interpolated, _wall_clock,
+    """Every rule, held, broken or not checked, in the order of the argument."""
+    rules: tuple[Rule, ...] = (
+        _complete, _same_conditions, _fresh_seeds, _same_tuning, _effort, _converged, _interior, _own_schedule,
     )  # fmt: skip
-    return tuple(rule(evidence, records, finding) for rule in rules)
+    told = [rule(evidence, records) for rule in rules]
+    return (*told, _enough_seeds(finding), _interpolated(finding), _wall_clock(evidence, records))
 
 
 def _cells(evidence: Evidence) -> Iterator[tuple[str, Cell]]:
     return ((arm.name, cell) for arm in evidence.arms.values() for cell in arm.cells)
 
 
-def _complete(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+def _complete(evidence: Evidence, records: Records) -> Check:
     outcomes = [records[key].outcome for _, cell in _cells(evidence) for key in cell.keys]
-    diverged, failed = outcomes.count("diverged"), finding.num_failed
-    detail = f"{len(outcomes)} final runs, {diverged} diverged; {failed} of all {finding.num_runs} runs failed"
+    every = evidence.record_keys()
+    diverged, failed = outcomes.count("diverged"), sum(records[key].outcome == "failed" for key in every)
+    detail = f"{len(outcomes)} final runs, {diverged} diverged; {failed} of all {len(every)} runs failed"
     return Check(name="complete", ok=not diverged and not failed, detail=detail)
 
 
-def _same_conditions(evidence: Evidence, records: Records, finding: Comparison) -> Check:
-    specs = [records[key].spec for _, cell in _cells(evidence) for key in cell.keys]
-    differ = [name for name in SAME if len({str(getattr(spec, name)) for spec in specs}) > 1]
+def _same_conditions(evidence: Evidence, records: Records) -> Check:
+    """By the specs; of runs made elsewhere these are only what was asked for, so by what their results say, too."""
+    runs = [records[key] for _, cell in _cells(evidence) for key in cell.keys]
+    elsewhere = any(run.spec.device == "external" for run in runs)
+    stated = [name for name in SAME if elsewhere and all(name in run.environment for run in runs)]
+    differ = [name for name in SAME if len({str(getattr(run.spec, name)) for run in runs}) > 1]
+    differ += [name for name in stated if len({str(run.environment[name]) for run in runs}) > 1 and name not in differ]
     seeds = {frozenset(records[k].spec.seed for k in cell.keys) for _, cell in _cells(evidence)}
     if len(seeds) > 1:
         differ.append("seed")
-    detail = f"differ in {', '.join(differ)}" if differ else "same model, data, data order per seed, precision, device"
-    return Check(name="same_conditions", ok=not differ, detail=detail)
+    if differ:
+        return Check(name="same_conditions", ok=False, detail=f"differ in {', '.join(differ)}")
+    if not elsewhere:
+        detail = "same model, data, data order per seed, precision, device"
+        return Check(name="same_conditions", ok=True, detail=detail)
+    if stated:
+        return Check(name="same_conditions", ok=True, detail=f"same {', '.join(stated)}, as the results say")
+    detail = "not checked: made elsewhere, and the environment of the results does not say with what"
+    return Check(name="same_conditions", ok=None, detail=detail)
 
 
-def _fresh_seeds(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+def _fresh_seeds(evidence: Evidence, records: Records) -> Check:
     tuned = {records[k].spec.seed for _, cell in _cells(evidence) for t in cell.tuning.trials for k in t.keys}
     final = {records[k].spec.seed for _, cell in _cells(evidence) for k in cell.keys}
     shared = sorted(tuned & final)
@@ -104,7 +126,7 @@ def _fresh_seeds(evidence: Evidence, records: Records, finding: Comparison) -> C
     return Check(name="fresh_seeds", ok=not shared, detail=detail)
 
 
-def _same_tuning(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+def _same_tuning(evidence: Evidence, records: Records) -> Check:
     cells = {name: cell for name, cell in _cells(evidence) if _is_main(cell, evidence)}
     tuned = {name: cell.tuning.coordinates for name, cell in cells.items()}
     shared = sorted({key for keys in tuned.values() for key in keys if _shared(key)})
@@ -132,17 +154,19 @@ def _is_main(cell: Cell, evidence: Evidence) -> bool:
     return cell.horizon_tokens == evidence.horizon_tokens
 
 
-def _effort(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+def _effort(evidence: Evidence, records: Records) -> Check:
     runs = {name: cell.tuning.num_runs for name, cell in _cells(evidence) if _is_main(cell, evidence)}
     most = max(runs.values())
+    tunings = {name: [cell.tuning for cell in arm.cells] for name, arm in evidence.arms.items()}
     detail = ", ".join(
-        f"{f.name} {f.tuning_runs} runs ({f.tuning_tokens / 1e6:.3g}M tokens)" for f in finding.optimizers.values()
+        f"{name} {sum(t.num_runs for t in own)} runs ({sum(t.tokens for t in own) / 1e6:.3g}M tokens)"
+        for name, own in tunings.items()
     )
     detail += f"; cap {evidence.max_runs} runs a horizon for each"
     return Check(name="tuning_effort", ok=runs[evidence.baseline] >= MIN_EFFORT * most, detail=detail)
 
 
-def _converged(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+def _converged(evidence: Evidence, records: Records) -> Check:
     capped = [
         f"{name} at {cell.horizon_tokens:,} tokens" for name, cell in _cells(evidence) if not cell.tuning.converged
     ]
@@ -150,7 +174,7 @@ def _converged(evidence: Evidence, records: Records, finding: Comparison) -> Che
     return Check(name="converged", ok=not capped, detail=detail)
 
 
-def _interior(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+def _interior(evidence: Evidence, records: Records) -> Check:
     edges = [
         f"{name} {edge} = {cell.settings[edge]} at {cell.horizon_tokens:,} tokens"
         + ("" if cell.tuning.converged else " (the cap on runs came before its neighbours: raise --max-runs)")
@@ -162,7 +186,7 @@ def _interior(evidence: Evidence, records: Records, finding: Comparison) -> Chec
     return Check(name="interior", ok=not edges, detail=detail)
 
 
-def _own_schedule(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+def _own_schedule(evidence: Evidence, records: Records) -> Check:
     runs = [(records[key], cell) for _, cell in _cells(evidence) for key in cell.keys]
     wrong = [run.key[:12] for run, cell in runs if run.spec.horizon_tokens != cell.horizon_tokens]
     constant = any(run.spec.schedule.kind == "constant" for run, _ in runs)
@@ -175,7 +199,7 @@ def _own_schedule(evidence: Evidence, records: Records, finding: Comparison) -> 
     return Check(name="own_schedule", ok=not wrong and not constant, detail=detail)
 
 
-def _enough_seeds(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+def _enough_seeds(finding: Comparison) -> Check:
     fewest = min(sum(x is not None for x in at.losses) for f in finding.optimizers.values() for at in f.horizons)
     able = ", ".join(
         f"{name} {contrast.resolvable_nats:.3f} nats"
@@ -186,20 +210,32 @@ def _enough_seeds(evidence: Evidence, records: Records, finding: Comparison) -> 
     return Check(name="enough_seeds", ok=fewest >= MIN_SEEDS, detail=detail)
 
 
-def _interpolated(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+def _interpolated(finding: Comparison) -> Check:
     flagged = [f"{name} {speedup.flag}" for name, speedup in finding.speedup.items() if speedup.flag]
     at = ", ".join(f"{name} at {s.horizon_tokens:,} tokens" for name, s in finding.speedup.items() if not s.flag)
     detail = f"not between the baseline's horizons: {', '.join(flagged)}" if flagged else f"read between horizons: {at}"
     return Check(name="interpolated", ok=not flagged, detail=detail)
 
 
-def _wall_clock(evidence: Evidence, records: Records, finding: Comparison) -> Check:
+def _wall_clock(evidence: Evidence, records: Records) -> Check:
     runs = {name: [records[key] for key in cell.keys] for name, cell in _cells(evidence) if _is_main(cell, evidence)}
     machines = {str(run.environment.get("machine")) for group in runs.values() for run in group}
     if len(machines) > 1:
         return Check(name="wall_clock", ok=False, detail=f"records of {len(machines)} machines: null")
     times = {name: [run.step_seconds for run in group if run.step_seconds] for name, group in runs.items()}
-    spread = max((max(group) / min(group) for group in times.values() if group), default=1.0)
+    untimed = [name for name, group in times.items() if not group]
+    if untimed:
+        detail = f"not checked: the final runs of {', '.join(untimed)} have no step times"
+        return Check(name="wall_clock", ok=None, detail=detail)
+    spread = max(max(group) / min(group) for group in times.values())
+    if spread > MAX_SPREAD:
+        detail = f"equal runs differ by up to {spread - 1:.0%}: the machine was busy"
+        return Check(name="wall_clock", ok=False, detail=detail)
+    if machines == {"None"}:
+        detail = f"not checked: the results do not say their machine; equal runs differ by up to {spread - 1:.0%}"
+        return Check(name="wall_clock", ok=None, detail=detail)
     detail = f"median step times of one machine; equal runs differ by up to {spread - 1:.0%}"
-    busy = spread > MAX_SPREAD
-    return Check(name="wall_clock", ok=not busy, detail=detail + (": the machine was busy" if busy else ""))
+    return Check(name="wall_clock", ok=True, detail=detail)
+
+
+COUNTING: tuple[Rule, ...] = (_complete, _fresh_seeds)  # rules that count runs, of all sizes together where they hold

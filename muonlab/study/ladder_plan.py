@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from muonlab.errors import UsageError
 from muonlab.optim import catalog
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec
+from muonlab.records.evidence import LadderEvidence
 from muonlab.records.spec import Value
 from muonlab.roles import Role
 from muonlab.study.config import ComparisonConfig, LadderConfig, StudyConfig, validated
-from muonlab.study.ladder import LadderRules, Regime, phases
-from muonlab.study.plan import base_specs, check_tunable, conventions, named, starts_of, tuning_rules
+from muonlab.study.ladder import LadderRules, Regime, ladder, phases
+from muonlab.study.plan import MIN_STEPS, base_specs, check_tunable, conventions, named, starts_of, tuning_rules
 from muonlab.study.price import Part, Price, num_configurations
+from muonlab.study.protocol import Protocol
 from muonlab.study.space import coordinates
 from muonlab.tasks import catalog as tasks
 
@@ -30,6 +33,10 @@ class LadderPlan:
     spaces: Mapping[str, Sequence[Hyperparameter]]
     sizes: Mapping[str, int]  # name -> parameters that are neither embedding nor head, ascending
     rules: LadderRules
+
+    def protocol(self, asked: Mapping[str, Any]) -> Protocol[LadderEvidence]:
+        """The ladder, with what was asked for as its config."""
+        return ladder(self.bases, self.spaces, self.sizes, self.rules, asked)
 
     @property
     def conventions(self) -> dict[str, dict[str, str]]:
@@ -77,15 +84,18 @@ def plan_ladder(config: LadderConfig) -> LadderPlan:
         raise UsageError("a ladder needs at least three sizes, such as --sizes 16x2,32x2,48x3")
     if len(set(config.ratios)) < 3 or min(config.ratios) <= 0:
         raise UsageError("a ladder needs at least three ratios above 0, such as --ratios 1,2,4")
+    if repeated := [ratio for ratio in config.ratios if config.ratios.count(ratio) > 1]:
+        raise UsageError(f"ratio {repeated[0]:g} is given twice: leave one out")
     counts = {name: num_body_params(config, options) for name, options in config.sizes.items()}
     sizes = dict(sorted(counts.items(), key=lambda item: item[1]))
     if twins := [(a, b) for a, b in zip(list(sizes), list(sizes)[1:], strict=False) if sizes[a] == sizes[b]]:
         raise UsageError(f"sizes {twins[0][0]} and {twins[0][1]} have the same number of parameters: leave one out")
     bases: dict[str, dict[Regime, RunSpec]] = {}
     spaces: dict[str, Sequence[Hyperparameter]] = {}
-    ratios = tuple(sorted(set(config.ratios)))
+    ratios = tuple(sorted(config.ratios))
     for size, count in sizes.items():
         shortest = round(ratios[0] * count * config.tokens_per_param)
+        _check_length(size, ratios[0], shortest, config.batch_tokens)
         asked = _at_size(config, config.sizes[size], shortest)
         for name, base in base_specs(asked).items():
             spaces.setdefault(name, coordinates(base, config.tune, config.fixed(name)))
@@ -121,6 +131,8 @@ def parse_sizes(text: str) -> dict[str, dict[str, Value]]:
                 f"a size is WIDTHxDEPTH, such as 32x2, got {name!r}: other sizes go into a study file, as "
                 f"[sizes.{name}] with task options below"
             )
+        if name in sizes:
+            raise UsageError(f"size {name} is given twice in --sizes: leave one out")
         options = zip(("task.width", "task.depth"), map(int, numbers), strict=False)
         sizes[name] = dict(options)
     return sizes
@@ -146,6 +158,14 @@ def num_body_params(config: LadderConfig, options: Mapping[str, Value]) -> int:
     roles = tasks.roles_of(task, model) or {}
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return sum(count for name, count in counts.items() if roles.get(name) not in OUTSIDE) or sum(counts.values())
+
+
+def _check_length(size: str, ratio: float, tokens: int, batch_tokens: int) -> None:
+    if tokens // batch_tokens < MIN_STEPS:
+        raise UsageError(
+            f"size {size} at ratio {ratio:g} is {tokens:,} tokens, fewer than {MIN_STEPS} steps of {batch_tokens:,}: "
+            "raise the ratio, or lower batch_tokens"
+        )
 
 
 def _at_size(config: LadderConfig, options: Mapping[str, Value], horizon_tokens: int) -> ComparisonConfig:

@@ -10,10 +10,12 @@ from muonlab.errors import UsageError, unknown
 from muonlab.optim import catalog
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec, Schedule
+from muonlab.records.evidence import Evidence
 from muonlab.records.spec import Value
-from muonlab.study.compare import SHORTEST_RATIO, ComparisonRules
+from muonlab.study.compare import SHORTEST_RATIO, ComparisonRules, compare
 from muonlab.study.config import ComparisonConfig, StudyConfig
 from muonlab.study.price import Part, Price, num_configurations
+from muonlab.study.protocol import Protocol
 from muonlab.study.space import check_names, coordinates, settable, start, starts
 from muonlab.study.tune import TuningRules
 from muonlab.tasks import catalog as tasks
@@ -31,6 +33,7 @@ __all__ = [
     "tuning_rules",
 ]
 
+MIN_STEPS = 8  # of a run
 FIRST_TUNING_SEED = 1000  # added to the first seed: tuning seeds and final seeds never meet
 
 
@@ -42,6 +45,10 @@ class Plan:
     spaces: Mapping[str, Sequence[Hyperparameter]]
     rules: ComparisonRules
     fixed: Mapping[str, Mapping[str, Value]]  # what each variant sets and no tuning changes
+
+    def protocol(self, asked: Mapping[str, Any]) -> Protocol[Evidence]:
+        """The comparison, with what was asked for as its config."""
+        return compare(self.bases, self.spaces, self.rules, asked, self.fixed)
 
     @property
     def conventions(self) -> dict[str, dict[str, str]]:
@@ -219,7 +226,7 @@ def _bases(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo])
 
 def _variant(config: ComparisonConfig, name: str) -> catalog.OptimizerInfo:
     """The optimizer of a variant, which sets what that has and has no name of ours."""
-    if name in catalog.names():
+    if name.lower() in catalog.names():
         raise UsageError(f"variant '{name}' has the name of an optimizer: give it another")
     info = catalog.locate(config.optimizer(name))
     valid = catalog.settable(info.cls)
@@ -254,7 +261,7 @@ def _check_batch(spec: RunSpec, task: tasks.Task) -> None:
         raise UsageError(
             f"batch_tokens {spec.batch_tokens} must be a multiple of one sample, {unit} tokens: try {nearest}"
         )
-    if spec.num_steps < 8:
+    if spec.num_steps < MIN_STEPS:
         raise UsageError(
             f"horizon_tokens {spec.horizon_tokens} is only {spec.num_steps} steps: raise it, or lower batch_tokens"
         )

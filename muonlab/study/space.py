@@ -12,7 +12,7 @@ from muonlab.records.spec import SETTABLE, Schedule, Value
 
 __all__ = [
     "DEFAULT", "PUBLISHED", "STARTS", "Start", "check_names", "coordinates", "settable", "start", "starts",
-    "trainer_space",
+    "trainer_space", "with_defaults",
 ]  # fmt: skip
 
 WEN = "Wen et al. 2025 (2509.02046)"
@@ -118,6 +118,21 @@ def starts(optimizer: catalog.Named) -> dict[str, Start]:
 def start(optimizer: catalog.Named) -> dict[str, Value]:
     """Every hyperparameter of an optimizer at the value where its tuning starts."""
     return {name: found.value for name, found in starts(optimizer).items()}
+
+
+def with_defaults(optimizer: catalog.Named, hyperparameters: Mapping[str, Value]) -> dict[str, Value]:
+    """The hyperparameters, and what else the constructor takes at its default, if that is more than "not set".
+
+    >>> found = with_defaults("muon", {"opt.lr": 0.02})
+    >>> found["opt.lr"], found["opt.nesterov"], found["opt.momentum_form"]
+    (0.02, True, 'ema')
+    """
+    cls = catalog.get(optimizer)
+    defaults = {f"opt.{name}": value for name, value in catalog.rule_defaults(cls.rule).items()}
+    defaults |= {name.replace("_", ".", 1): value for name, value in cls.aux_arguments.items()}
+    missing = catalog.settable(cls) - set(hyperparameters)
+    plain = {name: defaults[name] for name in sorted(missing) if defaults.get(name) is not None}
+    return {**plain, **hyperparameters}
 
 
 def trainer_space(base: RunSpec) -> tuple[Hyperparameter, ...]:

@@ -88,6 +88,25 @@ def test_nothing_unphysical_is_recommended(optimizer, place) -> None:
     json.loads(json_text(found.to_dict()))  # is JSON
 
 
+@pytest.mark.parametrize(
+    ("params", "tokens", "batch", "message"),
+    [
+        (1e9, 1e6, 2_000_000, "--batch 2,000,000 is more than all of --tokens 1,000,000"),
+        (1e9, 0.0, None, "--tokens must be above 0"),
+        (1e300, 1e9, None, "--params must be above 0 and below 1e"),
+        (1e9, 1e9, 0, "--batch must be above 0"),
+    ],
+)
+def test_what_nobody_trains_is_refused(params, tokens, batch, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipe("muon", params, tokens, batch_tokens=batch, published=SWEEPS["muon"])
+
+
+def test_a_run_of_no_length_for_its_size_is_warned_of() -> None:
+    warnings = recipe("muon", 1e9, 4e9, published=SWEEPS["muon"]).warnings
+    assert [warning.split()[0] for warning in warnings] == ["tokens_per_param"]
+
+
 def test_extrapolation_is_told_and_warned_of() -> None:
     inside = recipe("muon", 6e8, 2e10, published=SWEEPS["muon"])
     assert inside.extrapolation == {"params": 1.0, "tokens": 1.0, "tokens_per_param": 1.0} and not inside.warnings

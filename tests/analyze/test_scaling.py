@@ -116,3 +116,24 @@ def test_what_cannot_be_identified_is_refused_in_one_line(law, points, message) 
     with pytest.raises(UsageError, match=message) as error:
         fit(law, points)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("exponent", [0.25, 0.4])
+def test_the_noise_moves_no_estimate_and_the_residuals_tell_it(exponent) -> None:
+    """Eight lengths, 0.003 nats."""
+    lengths = np.geomspace(1e8, 1.28e10, 8)
+    found, deviations = [], []
+    for seed in range(20):
+        noise = 0.003 * np.random.default_rng(seed).standard_normal(8)
+        points = [Point(t, float(2.0 + 900.0 * t**-exponent + e)) for t, e in zip(lengths, noise, strict=True)]
+        fits = [fit("data", points, noise=n) for n in (None, Noise(9e-6, KNOWN), Noise(9e-4, KNOWN))]
+        assert fits[0].parameters == fits[1].parameters == fits[2].parameters
+        found.append(fits[0].parameters["exponent"])
+        deviations.append(float(fits[0].notes[0].split()[2]))
+    assert np.mean(found) == pytest.approx(exponent, rel=0.03)
+    assert np.sqrt(np.mean(np.square(deviations))) == pytest.approx(0.003, rel=0.25)
+
+
+def test_an_exponent_that_the_lengths_leave_open_is_told() -> None:
+    points = [Point(t, 2.0 + 30.0 * t**-0.25) for t in (1e8, 1.1e8, 1.2e8)]
+    assert "where the interval ends" in fit("data", points, noise=Noise(1e-2, KNOWN)).notes[-1]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonlab.analyze.significance import Noise
-from muonlab.analyze.speedup import EXPONENTS, ArmLosses, Selection, bootstrap_speedup, fit_data_law, shared_fraction
+from muonlab.analyze.speedup import EXPONENTS, ArmLosses, Selection, bootstrap, fit_data_law, shared_fraction
 
 TOKENS = [50_000, 100_000, 200_000]
 ALONE = Selection(means=(0.0,), num_seeds=(5,))  # nothing to choose from
@@ -21,6 +21,12 @@ def law(tokens, exponent: float = 0.45, floor: float = 1.6, drop: float = 1.0):
 def arm(tokens, means, sd: float, degrees: int = 12, num_seeds: int = 5, **values) -> ArmLosses:
     noises, seeds = [Noise(sd**2, degrees)] * len(means), [num_seeds] * len(means)
     return ArmLosses(tokens=tokens, means=list(means), num_seeds=seeds, noises=noises, selection=ALONE, **values)
+
+
+def bootstrap_speedup(baseline: ArmLosses, challenger: ArmLosses) -> tuple[float, float, float]:
+    """The figure and its interval."""
+    found = bootstrap(baseline, challenger)
+    return found.point, *found.interval
 
 
 def measured(speed: float, sd: float = 1e-6, **values):

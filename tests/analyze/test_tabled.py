@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from muonlab.analyze.audit import audit, from_runs
 from muonlab.analyze.runs import Run
 from muonlab.analyze.tabled import compare_runs
 from muonlab.errors import UsageError
@@ -28,7 +27,7 @@ def table(speed: float = 1.4, noise: float = 0.004, seeds: int = 4, lengths=LENG
 
 
 def compared(runs, **asked):
-    return compare_runs(runs, "adamw", audit(from_runs(runs)), **asked)
+    return compare_runs(runs, "adamw", **asked)
 
 
 def test_a_planted_difference_is_found_with_its_speedup() -> None:
@@ -86,3 +85,39 @@ def test_an_optimizer_that_diverged_everywhere_does_not_vanish() -> None:
     gone = [replace(run, optimizer="lion", loss=None) for run in table() if run.optimizer == "muon"]
     finding = compared(table() + gone)
     assert finding.verdict.startswith("Verdict withheld: complete: lion 36 of 36 runs diverged")
+
+
+def test_rows_that_are_left_out_are_neither_counted_nor_judged() -> None:
+    from dataclasses import replace
+
+    runs = [replace(run, horizon_tokens=run.tokens) for run in table()]
+    early = [replace(run, tokens=run.tokens / 2, loss=run.loss + 0.3) for run in runs if run.seed == 0]
+    plain, finding = compared(runs), compared(runs + early)
+    assert (finding.num_runs, finding.total_tokens) == (plain.num_runs, plain.total_tokens)
+    assert finding.verdict == plain.verdict and all(check.ok is not False for check in finding.checks)
+    assert "18 rows before the end of their schedule or run left out" in finding.checks[0].detail
+
+
+def test_what_is_not_known_of_a_table_is_not_said() -> None:
+    assert {found.converged for found in compared(table()).optimizers.values()} == {None}
+    one = [run for run in table() if run.settings["lr"] == BEST[run.optimizer]]
+    assert compared(one).verdict.startswith("muon is better than adamw: 1.")
+
+
+def test_where_no_speedup_can_be_read_the_losses_decide() -> None:
+    short = [run for run in table() if run.tokens < 4e8]
+    finding = compared(short)
+    assert finding.speedup["muon"].flag == "undefined" and finding.contrasts["muon"].judgement == "better"
+    assert finding.verdict.startswith("muon is better than tuned adamw: final loss lower by 0.")
+    assert finding.verdict.endswith("nats at the same tokens; how many tokens that saves cannot be told.")
+    same = [compared([r for r in table(1.0, noise=0.02, seed=seed) if r.tokens < 4e8]) for seed in range(20)]
+    assert [finding.contrasts["muon"].judgement for finding in same].count("unresolved") >= 17
+
+
+def test_rules_below_an_error_or_without_their_columns_are_not_ok() -> None:
+    runs = [run for run in table() if run.optimizer == "adamw" or run.settings["lr"] <= 0.02]
+    checks = {check.name: check for check in compared(runs).checks}
+    assert checks["interior"].ok and checks["interior"].severity == "warning"
+    assert "muon lr is at an open edge" in checks["interior"].detail
+    assert checks["mid_schedule"].ok is None and "horizon_tokens" in checks["mid_schedule"].detail
+    assert checks["complete"].ok and checks["complete"].severity == ""

@@ -1,5 +1,6 @@
 """ask and tell: a study whose runs somebody else makes, from the first question to the verdict."""
 
+import json
 import math
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_whole_comparison_by_ask_and_tell(program, study, tmp_path) -> None:
     rounds = 0
     while rounds < 40:
         document = asked(program, study, store)
-        if "runs" not in document:
+        if document["done"]:
             break
         rounds += 1
         assert document["done"] is False and document["runs"]
@@ -65,6 +66,8 @@ def test_a_whole_comparison_by_ask_and_tell(program, study, tmp_path) -> None:
                 )
     assert 2 < rounds < 40
     assert document["verdict"].startswith("muon is better than tuned adamw: 1.")
+    unknown = {check["name"]: check["detail"] for check in document["checks"] if check["ok"] is None}
+    assert set(unknown) == {"same_conditions", "wall_clock"} and all("not checked" in said for said in unknown.values())
     assert document["speedup"]["muon"]["low"] < 1.5 < document["speedup"]["muon"]["high"]
 
 
@@ -80,13 +83,13 @@ def test_a_whole_ladder_by_ask_and_tell(program, study, tmp_path) -> None:
     study.write_text(LADDER.replace("[sizes]", "max_runs = 30\n[sizes]"))
     for _ in range(40):
         document = asked(program, study, store)
-        if "runs" not in document:
+        if document["done"]:
             break
         with Store(store) as opened:
             for run in document["runs"]:
                 spec = opened.requested(run["key"])
                 opened.put(Record(spec=spec, outcome="ok", final_loss=loss_of(run), tokens=run["tokens"]))
-    assert len(document["rows"]) == 9 and document["report"] == "muonlab-ladder.html"
+    assert document["done"] is True and len(document["rows"]) == 9 and document["report"] == "muonlab-ladder.html"
     assert (program.folder / "muonlab-ladder.html").is_file()
 
 
@@ -118,6 +121,8 @@ def test_a_result_is_told_once_by_the_beginning_of_its_key(program, study, tmp_p
         ("[3.0]", "must be an object"),
         ("3,0", "is not JSON"),
         ('{"loss": 3.0, "wall_seconds": "long"}', "a result has numbers, got 'long' for wall_seconds"),
+        ('{"loss": 3.0, "environment": "H100"}', 'must be an object such as {"machine": "8 x H100"}, got str'),
+        ('{"loss": 3.0, "environment": [["a", 1]]}', "environment must be an object"),
         ('{"loss": 3.0, "step_seconds": -1}', "must be a number of at least 0"),
         ('{"loss": 3.0, "train_steps": [1, 2], "train_loss": [1]}', "must be lists of one length"),
     ],
@@ -129,6 +134,74 @@ def test_a_bad_result_changes_nothing(program, study, tmp_path, text, message) -
     assert message in program("tell", key, result, "--store", store).said()
     with Store(store) as opened:
         assert opened.count() == 0
+
+
+def test_a_result_that_is_not_there_is_said_with_what_to_give(program, study, tmp_path) -> None:
+    store = tmp_path / "s.db"
+    key = asked(program, study, store)["runs"][0]["key"]
+    said = program("tell", key, tmp_path / "nowhere.json", "--store", store).said()
+    assert "No such file or directory" in said and '{"loss": 3.21}' in said and "- for stdin" in said
+    for words in (("tell",), ("tell", key), ("tell", key, "-", "--many", "-"), ("tell", key, "--many", "-")):
+        assert "tell wants a KEY and its RESULT.json, or --many" in program(*words, "--store", store).said()
+
+
+def test_what_a_trainer_has_to_know_is_all_said(program, study, tmp_path) -> None:
+    store = tmp_path / "s.db"
+    run = next(run for run in asked(program, study, store)["runs"] if run["optimizer"] == "muon")
+    told = run["hyperparameters"]
+    assert (told["opt.nesterov"], told["opt.momentum_form"], told["opt.momentum"]) == (True, "ema", 0.95)
+    assert run["conventions"]["scale rule"] == "original" and run["conventions"]["polar factor"]
+    text = " ".join(program("ask", study, "--store", store).out.split())
+    for once in ("opt.nesterov true", "scale rule original", "batch_tokens 10000", "schedule.kind linear", "clip 1"):
+        assert text.count(once) == 1, once
+    assert text.count("opt.lr 0.004") > 1 and text.index("opt.nesterov") < text.index("opt.lr")
+
+
+def lines_of(runs) -> list[str]:
+    return [json.dumps({"key": run["key"][:12], "loss": loss_of(run), "step_seconds": 0.1}) for run in runs]
+
+
+def test_many_results_are_told_at_once_and_may_be_told_again(program, study, tmp_path) -> None:
+    store, results = tmp_path / "s.db", tmp_path / "results.jsonl"
+    runs = asked(program, study, store)["runs"]
+    lines = lines_of(runs)
+    results.write_text("\n".join([*lines[:4], "", lines[3]]))
+    assert program("tell", "--many", results, "--store", store).out == "4 results, 4 of them new\n"
+    results.write_text("\n".join(lines) + "\n")
+    for new in (len(runs) - 4, 0):
+        told = program("tell", "--many", results, "--store", store)
+        assert told.out == f"{len(runs)} results, {new} of them new\n"
+    with Store(store) as opened:
+        records = opened.get(run["key"] for run in runs)
+    assert {run["key"]: records[run["key"]].final_loss for run in runs} == {run["key"]: loss_of(run) for run in runs}
+    assert not {run["key"] for run in runs} & {run["key"] for run in asked(program, study, store)["runs"]}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"loss": 3.0}', "it lacks the key of its run"),
+        ('{"key": 7, "loss": 3.0}', "it lacks the key of its run"),
+        ('{"key": "ffffffffffff", "loss": 3.0}', "no request"),
+        ('{"key": "KEY", "los": 3.0}', "did you mean 'loss'"),
+        ('{"key": "KEY", "loss": 3.0', "it is not JSON"),
+        ('["KEY", 3.0]', "it must be an object"),
+        ('{"key": "KEY"}', "a result needs a finite loss"),
+        ('{"key": "FIRST", "loss": 9.0}', "stands above with another result"),
+        ('{"key": "TOLD", "loss": 9.0}', "already has the outcome ok"),
+    ],
+)
+def test_a_bad_line_is_named_and_nothing_is_taken(program, study, tmp_path, line, message) -> None:
+    store, results = tmp_path / "s.db", tmp_path / "results.jsonl"
+    first, other, told, *_ = asked(program, study, store)["runs"]
+    results.write_text(lines_of([told])[0])
+    program("tell", "--many", results, "--store", store)
+    line = line.replace("KEY", other["key"]).replace("FIRST", first["key"]).replace("TOLD", told["key"])
+    results.write_text("\n".join([*lines_of([first]), line, *lines_of([other])]))
+    said = program("tell", "--many", results, "--store", store).said()
+    assert f"{results} line 2: " in said and message in said and "nothing was taken" in said
+    with Store(store) as opened:
+        assert opened.count() == 1
 
 
 def test_divergence_is_a_result(program, study, tmp_path) -> None:
@@ -154,3 +227,22 @@ def test_an_external_task_is_not_trained_here(program, tmp_path) -> None:
 def test_the_kind_of_a_study_is_checked(program, study, tmp_path) -> None:
     study.write_text(f'kind = "lader"\n{STUDY}')
     assert "did you mean 'ladder'" in program("ask", study).said()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("ratios = [1.0, 2.0, 4.0]", "tokens = 1_000_000", "a ladder has no one length: leave tokens out and give"),
+        ("[1.0, 2.0, 4.0]", "[1.0, 2.0, 4.0, 2.0]", "ratio 2 is given twice"),
+        ("100_000", "1_000", "size s at ratio 1 is 20,000 tokens, fewer than 8 steps of 10,000: raise the ratio, or"),
+        ("ratios", 'optimizers = ["foo"]\nratios', "unknown optimizer 'foo'"),
+    ],
+)
+def test_a_ladder_that_can_not_be_asked_for(program, study, old, new, message) -> None:
+    study.write_text(LADDER.replace(old, new, 1))
+    assert message in program("ask", study).said()
+
+
+def test_an_unknown_optimizer_is_said_before_that_there_is_but_one(program, study) -> None:
+    study.write_text(STUDY.replace('["adamw", "muon"]', '["foo"]'))
+    assert "unknown optimizer 'foo' (valid: adam_hyperball, " in program("ask", study).said()

@@ -73,4 +73,22 @@ def test_a_store_is_audited_too(study) -> None:
 
 def test_a_baseline_that_diverged_everywhere_does_not_pass(program) -> None:
     (program.folder / "r.csv").write_text("optimizer,tokens,loss\nadamw,1e8,nan\nmuon,1e8,3.0\n")
-    assert "every run of the baseline adamw diverged" in program("audit", "r.csv").said()
+    assert "every configuration of the baseline adamw diverged" in program("audit", "r.csv").said()
+
+
+def test_rows_and_settings_are_chosen(tables) -> None:
+    twice = GOOD + "".join(line.replace(",1m,", ",2m,") for line in EDGE.splitlines(keepends=True)[1:])
+    (tables.folder / "sizes.csv").write_text(twice)
+    assert tables("audit", "sizes.csv").code == 1
+    assert tables("audit", "sizes.csv", "--where", "size=1m").code == 0
+    assert "no row has size=3m" in tables("audit", "sizes.csv", "--where", "size=3m").said()
+    head, *lines = GOOD.splitlines()
+    measured = [f"{line},{number}" for number, line in enumerate(lines)]
+    (tables.folder / "measured.csv").write_text("\n".join([f"{head},runtime", *measured]))
+    assert not tables("audit", "measured.csv", "--json").json["noise_is_measured"]
+    assert tables("audit", "measured.csv", "--settings", "lr", "--json").json["noise_is_measured"]
+    ablated = _ablated(tables, "optimizer,size,chinchilla,loss,lr\nadamw,1m,1,3.0,0.004\n")
+    asked = ("audit", "ablations.csv", "--tuned", "tuned.csv", "--where")
+    assert tables(*asked, "hyperparameter=lr", "--json").json["num_rows"] == ablated.json["num_rows"] - 1
+    assert tables(*asked, "chinchilla=1", "--json").json["findings"] == ablated.json["findings"]
+    assert "in the column hyperparameter" in tables("audit", "ablations.csv", "--settings", "lr").said()

@@ -125,6 +125,9 @@ MISTAKES = {  # what is typed: what the line says
     "ladder text --sizes 16x2,32x2,big": "a size is WIDTHxDEPTH",
     "ladder text --sizes 16,32,64 --ratios 1,2": "three ratios",
     "ladder text --sizes 16,32,64 --ratios 1,2,x": "--ratios wants numbers",
+    "ladder text --sizes 16x1,16x1,24x1,32x1": "size 16x1 is given twice in --sizes: leave one out",
+    "ladder text --sizes 16,24,32 --ratios 1,2,2,4": "ratio 2 is given twice: leave one out",
+    "ladder text --sizes 16,24,32 --batch-tokens 65536": "size 16 at ratio 1 is ",
     "ladder text --sizes 16,32,032": "have the same number of parameters",
 }
 MISTYPED = {  # what typer itself finds out

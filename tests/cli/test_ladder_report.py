@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from muonlab.cli.ladder import show_ladder
+from muonlab.cli.show import show_ladder
 from muonlab.cli.studies import report
 from muonlab.errors import UsageError
 from muonlab.records.store import Store

@@ -171,10 +171,10 @@ def make_ladder_crowd() -> LadderFinding:
 def make_withheld_ladder() -> LadderFinding:
     """A broken rule, said at every size."""
     base = make_ladder()
-    detail = "; ".join(f"{size}: on an edge of what was tried: adamw opt.momentum = 0.95" for size in SIZES) * 2
+    detail = "; ".join(f"{size}: on an edge of what was tried: adamw opt.momentum = 0.95" for size in SIZES)
     checks = (*base.checks[:5], replace(base.checks[5], ok=False, detail=detail), *base.checks[6:])
     rows = tuple(replace(row, judgement="withheld") for row in base.rows)
-    return replace(base, verdict=f"Verdict withheld: interior: {detail}", checks=checks, rows=rows)
+    return replace(base, verdict="Verdict withheld: interior is broken.", checks=checks, rows=rows)
 
 
 def make_lost_ladder() -> LadderFinding:

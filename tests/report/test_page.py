@@ -169,6 +169,14 @@ def test_every_broken_check_is_a_banner_and_every_check_is_listed(finding):
     assert all(f">{check.name}<" in table for check in checks)
 
 
+def test_what_was_not_checked_is_neither_held_nor_a_banner(finding):
+    unknown = Check(name="wall_clock", ok=None, detail="not checked: no machine")
+    html = rendered(replace(finding, checks=(*finding.checks[:-1], unknown)))
+    text = " ".join(Page(html).text.split())
+    assert "0 broken, 1 not checked" in text and "wall_clock – not checked not checked: no machine" in text
+    assert 'class="banners"' not in html and "too busy" not in text
+
+
 def test_same_finding_same_bytes(finding):
     first, other = page_of(make_finding), page.render(finding, created="2030-01-01")
     assert rendered(finding) == first

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 from made_up import contrast_of, lost, make_crowd, make_finding, make_variants, paired_of, speedup_of
+from made_up_ladder import make_ladder, make_withheld_ladder
 from rich.console import Console
 
 from muonlab.analyze.findings import Check
 from muonlab.records import Record, RunSpec
 from muonlab.records.evidence import Move, Trial, Tuning
-from muonlab.report.tables import comparison_table, record_table, runs_table, tuning_table
+from muonlab.report.ladder import ladder_table
+from muonlab.report.tables import checks_table, comparison_table, record_table, runs_table, tuning_table
 
 TUNING = Tuning(
     optimizer="muon",
@@ -84,6 +86,24 @@ def test_broken_checks_stand_out_without_colour(finding):
     checks = (Check(name="interior", ok=False, detail="on an edge"), *finding.checks[1:])
     text = printed(comparison_table(replace(finding, checks=checks)))
     assert re.search(r"interior +BROKEN +on an edge", text) and "11 rules, 1 broken" in text
+
+
+def test_what_was_not_checked_is_neither_ok_nor_broken(finding):
+    checks = tuple(Check(name=f"rule{i}", ok=ok, detail="found") for i, ok in enumerate((True, None, None)))
+    text = printed([checks_table(checks)])
+    assert "3 rules, 0 broken, 2 not checked" in words(text)
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("rule") and "found" in line][-3:] == [
+        "ok", "-", "-",
+    ]  # fmt: skip
+
+
+def test_a_ladder_without_a_verdict_says_why_in_a_list():
+    finding = make_withheld_ladder()
+    lines = printed(ladder_table(finding), width=120).strip().splitlines()
+    said = [line.rstrip() for line in lines if line.startswith("- ")]
+    assert lines[0].rstrip() == finding.verdict == "Verdict withheld: interior is broken."
+    assert said == [f"- interior, {reason}" for reason in finding.checks[5].detail.split("; ")]
+    assert not [line for line in printed(ladder_table(make_ladder())).splitlines() if line.startswith("- ")]
 
 
 def test_withheld_verdict_hides_judgements(finding):

@@ -59,6 +59,12 @@ class Case:
             trials=tuple(replace(t, settings={**t.settings, **settings}) for t in tuning.trials),
         )
 
+    def made_elsewhere(self, **changes) -> None:
+        """As if all runs had been asked for, and told with nothing but what is given."""
+        for key, record in self.records.items():
+            spec = replace(record.spec, device="external", torch="")
+            self.records[key] = replace(record, **{"spec": spec, "environment": {}, "step_seconds": None, **changes})
+
     def conclude(self):
         return conclude(self.evidence, self.records)
 
@@ -74,7 +80,11 @@ def case(studied) -> Case:
 
 
 def broken(finding) -> set[str]:
-    return {check.name for check in finding.checks if not check.ok}
+    return {check.name for check in finding.checks if check.ok is False}
+
+
+def unknown(finding) -> set[str]:
+    return {check.name for check in finding.checks if check.ok is None}
 
 
 def detail(finding, name: str) -> str:
@@ -96,7 +106,7 @@ def assert_breaks(case: Case, name: str, text: str, *, also: frozenset[str] = fr
 
 def test_a_sound_comparison_holds_them_all(case):
     finding = case.conclude()
-    assert tuple(check.name for check in finding.checks) == RULES and broken(finding) == set()
+    assert tuple(check.name for check in finding.checks) == RULES and broken(finding) == unknown(finding) == set()
     assert all(check.detail for check in finding.checks)
     assert "b is better than tuned a: 1." in finding.verdict and "withheld" not in finding.verdict
 
@@ -216,6 +226,34 @@ def test_wall_clock_is_broken_by_a_busy_machine_and_its_interval_says_how_much(c
     busy = case.conclude().speedup["b"]
     assert busy.wall == quiet.wall and busy.wall_low == quiet.wall_low
     assert busy.wall_high == pytest.approx(3 * quiet.wall_high)
+
+
+def test_of_runs_made_elsewhere_nothing_is_called_ok_that_was_not_checked(case):
+    case.made_elsewhere()
+    finding = case.conclude()
+    assert broken(finding) == set() and unknown(finding) == {"same_conditions", "wall_clock"}
+    assert detail(finding, "same_conditions").startswith("not checked: ")
+    assert detail(finding, "wall_clock") == "not checked: the final runs of a, b have no step times"
+    assert "b is better than tuned a: 1." in finding.verdict and finding.speedup["b"].wall is None
+
+
+def test_of_runs_made_elsewhere_the_times_are_compared_but_not_whether_the_machine_was_one(case):
+    case.made_elsewhere(step_seconds=0.01)
+    finding = case.conclude()
+    assert unknown(finding) == {"same_conditions", "wall_clock"} and finding.speedup["b"].wall is not None
+    assert "the results do not say their machine; equal runs differ by up to 0%" in detail(finding, "wall_clock")
+    assert "in wall-clock" in finding.verdict
+
+
+def test_of_runs_made_elsewhere_what_the_results_say_is_held_against_one_another(case):
+    told = {"machine": "8 of them", "torch": "2.13", "precision": "bf16"}
+    case.made_elsewhere(step_seconds=0.01, environment=told)
+    finding = case.conclude()
+    assert broken(finding) == unknown(finding) == set()
+    assert detail(finding, "same_conditions") == "same precision, torch, as the results say"
+    case.record(case.final("b", 3), environment={**told, "precision": "fp32"})
+    assert detail(case.conclude(), "same_conditions") == "differ in precision"
+    assert broken(case.conclude()) == {"same_conditions"}
 
 
 def test_all_broken_rules_that_withhold_are_named(case):

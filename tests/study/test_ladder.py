@@ -2,9 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from muonlab.analyze.laws import predict
+from muonlab.analyze.speedup import Bootstrap
 from muonlab.errors import UsageError
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import Record, RunSpec
@@ -35,8 +39,6 @@ def expected(spec: RunSpec, speed: float) -> float:
 
 
 def normal(text: str) -> float:
-    import numpy as np
-
     return float(np.random.default_rng(list(text.encode())).standard_normal())
 
 
@@ -115,6 +117,17 @@ def test_the_prediction_at_the_largest_size_is_near_what_is_best_there(evidence)
         assert abs(math.log2(forecast.predicted.settings["opt.lr"] / best)) < 0.8  # the grid's step is 1
 
 
+def test_predictions_follow_the_law_through_all_that_was_tuned_in_size_and_length(evidence) -> None:
+    for name in ("adamw", "muon"):
+        own = [rung for rung in evidence.rungs if rung.name == name]
+        points = [(SIZES[r.size], r.cell.horizon_tokens, r.cell.settings["opt.lr"]) for r in own if r.size != "l"]
+        predicted = [r for r in own if r.origin == "predicted" and r.ratio != 1.0]
+        assert len(points) == 6 and len(predicted) == 2
+        for rung in predicted:
+            expected = predict(points, SIZES["l"], rung.cell.horizon_tokens, "opt.lr")
+            assert rung.cell.settings["opt.lr"] == pytest.approx(expected)
+
+
 def test_final_seeds_are_fresh_and_every_rung_has_them(world, evidence) -> None:
     tuned = {world.records[key].spec.seed for rung in evidence.rungs for t in rung.cell.tuning.trials for key in t.keys}
     for rung in evidence.rungs:
@@ -129,6 +142,13 @@ def test_planted_speedups_are_found_at_every_size_and_length(world, evidence) ->
     assert sum(inside) >= 8
     assert sum(row.judgement == "better" for row in finding.rows) >= 6
     assert finding.verdict.startswith("muon against tuned adamw: better at ")
+
+
+def test_holm_corrects_the_speedups_too_and_not_the_losses_alone(world, evidence, monkeypatch) -> None:
+    replicates = np.where(np.arange(1000) < 10, 0.9, 1.4)  # p = 0.022: enough for one row, not for one of nine
+    monkeypatch.setattr("muonlab.analyze.ladder.bootstrap", lambda *arms: Bootstrap(1.4, replicates))
+    rows = conclude_ladder(evidence, world.records).rows
+    assert {row.low for row in rows} == {1.4} and {row.judgement for row in rows} == {"unresolved"}
 
 
 def test_controls_say_what_tuning_is_worth(world, evidence) -> None:
@@ -161,12 +181,39 @@ def test_simulated_ladders_are_rarely_wrong_and_their_intervals_hold() -> None:
     assert planted.verdicts >= 0.5 and planted.false_verdicts == 0.0 and planted.coverage >= 0.8
 
 
+def test_the_checks_of_a_ladder_count_over_all_sizes_and_need_no_comparison(world, evidence, monkeypatch) -> None:
+    monkeypatch.setattr("muonlab.analyze.comparison.compare", None)
+    found = {check.name: check.detail for check in conclude_ladder(evidence, world.records).checks}
+    tuned = {key for rung in evidence.rungs for trial in rung.cell.tuning.trials for key in trial.keys}
+    final = {key for rung in evidence.rungs for key in rung.cell.keys}
+    assert found["complete"] == f"{2 * 9 * 4} final runs, 0 diverged; 0 of all {len(tuned | final)} runs failed"
+    seeds = {world.records[key].spec.seed for key in tuned}
+    assert found["fresh_seeds"] == f"4 final seeds, {len(seeds)} tuning seeds, disjoint"
+
+
+def test_a_broken_rule_is_named_with_its_size_and_what_can_not_be_checked_is_not_ok(world, evidence) -> None:
+    records = dict(world.records)
+    key = evidence.rung("muon", "m", 2.0).cell.keys[0]
+    records[key] = replace(records[key], outcome="diverged", final_loss=None)
+    finding = conclude_ladder(evidence, records)
+    (broken,) = (check for check in finding.checks if not check.ok)
+    assert (broken.name, broken.ok) == ("complete", False)
+    assert broken.detail.startswith("m: 24 final runs, 1 diverged, 0 of all ") and ";" not in broken.detail
+    assert finding.verdict == "Verdict withheld: complete is broken."
+    elsewhere = {
+        key: replace(record, spec=replace(record.spec, device="external"), environment={})
+        for key, record in world.records.items()
+    }
+    (unknown,) = (check for check in conclude_ladder(evidence, elsewhere).checks if not check.ok)
+    assert (unknown.name, unknown.ok) == ("same_conditions", None) and unknown.detail.startswith("not checked: ")
+
+
 def test_an_optimum_on_an_edge_withholds_the_verdict() -> None:
     world = World({"adamw": 1.0, "muon": 1.4})
     evidence = world.climb(tuning=TuningRules(max_runs=26))
     finding = conclude_ladder(evidence, world.records)
     assert {check.name for check in finding.checks if not check.ok} == {"converged", "interior"}
-    assert finding.verdict.startswith("Verdict withheld: interior")
+    assert finding.verdict == "Verdict withheld: interior is broken."
     assert all(row.judgement == "withheld" for row in finding.rows)
 
 

@@ -219,6 +219,8 @@ def test_a_variant_shares_its_runs_with_whoever_sets_the_same():
     [
         ({"muon": {"optimizer": "muon", "opt.ns_steps": 4}}, ("adamw", "muon"),
          "variant 'muon' has the name of an optimizer: give it another"),
+        ({"Muon": {"optimizer": "muon", "opt.ns_steps": 4}}, ("adamw", "Muon"),
+         "variant 'Muon' has the name of an optimizer: give it another"),
         ({"x": {"optimizer": "muno", "opt.ns_steps": 4}}, None, "unknown optimizer 'muno': did you mean 'muon'?"),
         ({"x": {"optimizer": "muon", "opt.ns_step": 4}}, None,
          "unknown hyperparameter of muon in variant 'x' 'opt.ns_step': did you mean 'opt.ns_steps'?"),
