@@ -10,7 +10,6 @@ command goes on after an interruption. The figures belong in docs/calibration.md
 import argparse
 import json
 import sys
-import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,7 +66,6 @@ def study(index: int, store: Store, workers: int) -> dict[str, Any]:
     again = name + AGAIN
     bases = {name: plan.bases[name], again: replace(plan.bases[name], optimizer=again)}
     runner = Runner(store, SecondName(LocalExecutor(workers=workers)))
-    started = time.perf_counter()
     asked = config.model_dump(mode="json")
     evidence = drive(compare(bases, dict.fromkeys(bases, plan.spaces[name]), plan.rules, asked, {}), runner)
     finding = conclude(evidence, store.get(evidence.record_keys()))
@@ -82,7 +80,6 @@ def study(index: int, store: Store, workers: int) -> dict[str, Any]:
         "runs": finding.num_runs,
         "failed_checks": [check.name for check in finding.checks if not check.ok],
         "verdict": finding.verdict,
-        "seconds": round(time.perf_counter() - started, 1),
     }
 
 

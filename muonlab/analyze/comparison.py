@@ -82,14 +82,19 @@ def final_losses(cell: Cell, records: Records) -> list[float]:
 
 
 def cell_noise(cell: Cell, records: Records) -> Noise:
-    """Between seeds at one horizon: final runs and the tuning runs of the chosen settings, which had other seeds."""
+    """Between seeds at one horizon: final runs and the tuning runs of the chosen settings, which had other seeds.
+
+    Settings are chosen for tuning runs without a bad seed among them: where the final runs vary more, they alone count.
+    """
     tuning = cell.tuning
     tried = [
         [loss for loss in trial_losses(trial, records).values() if loss is not None]
         for trial in tuning.trials
         if tuning.horizon_tokens == cell.horizon_tokens and dict(trial.settings) == dict(tuning.best)
     ]
-    return pooled_noise([final_losses(cell, records), *tried])
+    finals = pooled_noise([final_losses(cell, records)])
+    pooled = pooled_noise([final_losses(cell, records), *tried])
+    return finals if finals.degrees and finals.variance > pooled.variance else pooled
 
 
 def _optimizer(arm: Arm, horizon_tokens: int, records: Records) -> OptimizerFinding:

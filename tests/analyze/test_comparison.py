@@ -53,6 +53,16 @@ def test_contrast(plain):
     assert test.p_value == pytest.approx(2 * stats.t.sf(0.2 / math.sqrt(sum(parts)), degrees))
 
 
+@pytest.mark.parametrize(
+    ("finals", "tuning", "variance"),
+    [([2.2, 2.3, 2.4], [2.3, 2.3, 2.3], 0.01), ([2.3, 2.3, 2.3], [2.2, 2.3, 2.4], 0.005)],
+    ids=["calm tuning runs", "calm final runs"],
+)
+def test_tuning_runs_never_calm_the_final_ones(plain, finals, tuning, variance):
+    plain.cell("tuned", finals, best=LR, trials=[(LR, tuning)])
+    assert finding(plain).optimizers["tuned"].loss_std == pytest.approx(math.sqrt(variance))
+
+
 def test_paired_by_seed(plain):
     test = finding(plain, margin_nats=0.05).paired["ours"]
     differences = np.subtract(OURS, BASE[H])
