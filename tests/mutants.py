@@ -28,6 +28,7 @@ class Mutant:
 
 OPTIM, KERNELS, STUDY, TRAIN = "tests/optim", "tests/kernels", "tests/study", "tests/train"
 ANALYZE, EXECUTE, TASKS, RECORDS = "tests/analyze", "tests/execute", "tests/tasks", "tests/records"
+SHARDING = f"{OPTIM}/test_sharding.py"
 FAMILY = f"{OPTIM}/test_conformance.py {OPTIM}/references"
 BLOCKS, STEPS, GUARDS = f"{OPTIM}/test_blocks.py", f"{OPTIM}/test_steps.py", f"{OPTIM}/test_guard.py"
 ENGINE, UPDATE, GUARD = "muonlab/optim/engine.py", "muonlab/optim/update.py", "muonlab/optim/guard.py"
@@ -65,14 +66,19 @@ MUTANTS = (
            "else torch.stack([us[n] + 1e-3 * us[ns[0]] for n in ns]) for ns in groups]", OPTIM),
     Mutant("parts of a fused weight mixed up", "muonlab/optim/blocks.py", "x.narrow(0, self.start, self.rows)",
            "x.narrow(0, 0, self.rows)", OPTIM),
-    Mutant("non-finite step not skipped", ENGINE, "not all_finite(grads)", "not all_finite(grads[:0])", OPTIM),
+    Mutant("non-finite step not skipped", ENGINE, "or all_finite(grads)", "or all_finite(grads[:0])", OPTIM),
     Mutant("skipped step still counted", GUARD, "counter -= 1", "counter -= 0", OPTIM),
     Mutant("state poisoned by a masked step", UPDATE, "state[name].copy_(torch.where(live, state[name], value))",
            "pass", OPTIM),
     Mutant("stochastic rounding without noise", "muonlab/kernels/rounding.py", "* 0x9E3779B9)) & 0xFFFF",
            "* 0x9E3779B9)) & 0x0", OPTIM),
-    Mutant("master copy rounded when loaded", ENGINE, "value.to(p.device, wanted, copy=True)",
-           "value.to(p.device, p.dtype).to(wanted)", OPTIM),
+    Mutant("master copy rounded when loaded", ENGINE, "value.to(p.device, wanted))",
+           "value.to(p.device, p.dtype).to(wanted))", OPTIM),
+    Mutant("shard orthogonalised by itself", "muonlab/optim/owners.py", 'if matrices or rule.sees == "whole":',
+           'if rule.sees == "whole":', SHARDING),
+    Mutant("a rank decides alone to skip", "muonlab/optim/sharded.py", "is_finite = bool(finite)", "pass", SHARDING),
+    Mutant("owner keeps what others need", "muonlab/optim/sharded.py",
+           "            _complete(process_group, owned, found)", "            pass", SHARDING),
     Mutant("cautious mask inverted", ADAM, ".mul_(g).gt_(0)", ".mul_(g).lt_(0)", FAMILY),
     Mutant("cautious share not given back", ADAM, ".mul_(mask.div_(share))", ".mul_(mask)", FAMILY),
     Mutant("Adam-mini by the largest of a block", ADAM, ".square().mean(1, keepdim=True)",

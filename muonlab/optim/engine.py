@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from muonlab.errors import unknown
-from muonlab.optim.blocks import blocks_of
 from muonlab.optim.compiled import CompiledUpdate, guarded_update
 from muonlab.optim.groups import (
     FLAGS,
@@ -31,9 +30,11 @@ from muonlab.optim.groups import (
 )
 from muonlab.optim.guard import Pending, all_finite, waits_for_host
 from muonlab.optim.inspection import diagnostics_of, explain_table
+from muonlab.optim.jobs import jobs_of
 from muonlab.optim.rule import Rule, declarations
-from muonlab.optim.state import adopt_state, advance, create, lr_fraction, rounding_of, state_dtype
-from muonlab.optim.update import Job
+from muonlab.optim.sharded import Sharding
+from muonlab.optim.sharding import gradient_of, local_of, moved_to
+from muonlab.optim.state import adopt_state, create, state_dtype
 
 __all__ = ["Engine"]
 
@@ -75,6 +76,7 @@ class Engine(torch.optim.Optimizer):
     rule: ClassVar[type[Rule]]
     companion: ClassVar[type[Rule] | None] = None
     companion_defaults: ClassVar[Mapping[str, Any]] = {}  # where they differ from the companion's own
+    _replicas: Any = None  # process group of a DDP module, over which plain parameters are equal
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -98,6 +100,8 @@ class Engine(torch.optim.Optimizer):
             given = {key: settings[key] for key in self.aux_arguments if settings[key] is not None or key not in FOLLOW}
             self.companion(**{key.removeprefix("aux_"): value for key, value in given.items()})
         self._reasons: dict[str, str] = {}
+        if isinstance(params, nn.parallel.DistributedDataParallel):
+            self._replicas, params = params.process_group, params.module
         self._fresh()
         if isinstance(params, set | frozenset | Mapping):
             raise TypeError(f"params must be an ordered iterable of tensors or groups, got {type(params).__name__}")
@@ -112,6 +116,7 @@ class Engine(torch.optim.Optimizer):
         self._pending = Pending()
         self._traced = CompiledUpdate(lambda: self.defaults["compile"])
         self._rules: dict[int, tuple[list[Any], Rule]] = {}
+        self._sharding = Sharding(self._replicas)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; entries that are not 2-D are routed, unless `algorithm`, `use_muon` or `role` says it all.
@@ -212,13 +217,16 @@ class Engine(torch.optim.Optimizer):
         if work and not any(params for _, _, params in work):
             raise RuntimeError("there are no gradients to observe: call backward before, and zero_grad after it")
         self._check_supported([p for _, _, params in work for p in params])
-        if not all_finite(p.grad for _, _, params in work for p in params):
+        finite = all_finite(gradient_of(p) for _, _, params in work for p in params)
+        if self._sharding.is_spread(self.param_groups):
+            finite = self._sharding.agree(self._named_params(), finite)
+        if not finite:
             return
         for rule, group, params in work:
             states = [self.state[p] for p in params]
             create(rule, params, states, group)
             for p, state in zip(params, states, strict=True):
-                rule.observe(p.grad, state, num_samples)
+                rule.observe(gradient_of(p), {name: local_of(value) for name, value in state.items()}, num_samples)
 
     def _update(self) -> None:
         work = [
@@ -235,21 +243,42 @@ class Engine(torch.optim.Optimizer):
                 stacklevel=5,
             )
         compiled, guarded = self.defaults["compile"], self.defaults["skip_nonfinite"] and bool(grads)
-        at_once = guarded and not compiled and waits_for_host(grads)
-        if at_once and not all_finite(grads):
+        spread = self._sharding.is_spread(self.param_groups)
+        at_once = spread or (guarded and not compiled and waits_for_host(grads))
+        if spread:
+            local = (gradient_of(p) for _, _, params in work for p in params)
+            finite = self._sharding.agree(self._named_params(), not guarded or all_finite(local))
+        else:
+            finite = not at_once or all_finite(grads)
+        if not finite:
             self._count_skipped(1)
             return
         counting = (rule.step_count != "none" or group["rounding"] == "stochastic" for rule, group, ps in work if ps)
         self._settle(wait=any(counting))
-        jobs = [job for rule, group, params in work for job in self._jobs(rule, group, params)]
+        jobs = [
+            job
+            for rule, group, params in work
+            for ps in [self._sharding.alone(rule, group, params) if spread else params]
+            for job in jobs_of(rule, group, ps, [self.state[p] for p in ps])
+        ]
         with no_autocast({g.device.type for g in grads}):
-            if compiled:
-                live = self._traced(jobs, grads if guarded else None)
+            if compiled and jobs:
+                live = self._traced(jobs, grads if guarded and not at_once else None)
             else:
                 live = guarded_update(jobs, grads if guarded and not at_once else None)
+            if spread:
+                self._sharding.update(work, self.state)
         if live is not None:
             counters = [state["step"] for job in jobs for state in job.states if "step" in state]
             self._pending.add(live, counters)
+
+    def _named_params(self) -> dict[Tensor, str]:
+        """Every parameter, and what to call it."""
+        named: dict[Tensor, str] = {}
+        for k, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [f"parameter {i} of group {k}" for i in range(len(group["params"]))]
+            named |= dict(zip(group["params"], names, strict=True))
+        return named
 
     def _count_skipped(self, count: int) -> None:
         for group in self.param_groups:
@@ -284,31 +313,24 @@ class Engine(torch.optim.Optimizer):
                 raise RuntimeError(f"{name} cannot step on meta tensors: materialise the model first")
             raise RuntimeError(f"{name} does not support {g.dtype} gradients of {p.dtype} parameters")
 
-    def _jobs(self, rule: Rule, group: Mapping[str, Any], params: Sequence[Tensor]) -> list[Job]:
-        """Parameters that can be updated together: one device, dtype, rounding and age."""
-        states = [self.state[w] for w in params]
-        buckets: dict[tuple, list[tuple[Tensor, dict[str, Any]]]] = defaultdict(list)
-        for w, state, t in zip(params, states, advance(rule, params, states, group), strict=True):
-            buckets[w.device, w.dtype, t].append((w, state))
-        return [
-            Job(
-                rule.at(t),
-                [w for w, _ in members],
-                [w.grad for w, _ in members],
-                [state for _, state in members],
-                [blocks_of(w.shape, group) for w, _ in members] if rule.is_matrix_rule() else [],
-                t,
-                lr_fraction=lr_fraction(rule, group),
-                maximize=group["maximize"],
-                rounding=rounding_of(members[0][0], group),
-            )
-            for (_, _, t), members in buckets.items()
-        ]
-
     def state_dict(self) -> dict[str, Any]:
-        """As in torch, after every skipped step has been counted."""
+        """As in torch, after every skipped step has been counted.
+
+        Where parameters are spread over ranks, all of them have to call it: what is on one alone becomes complete.
+        """
         self._settle(wait=True)
-        return super().state_dict()
+        live = self.state
+        if self._sharding.is_spread(self.param_groups):
+            complete = self._sharding.complete(self._all_params(), live)
+            merged = {p: {**state, **complete.get(p, {})} for p, state in live.items()}
+            self.state = defaultdict(dict, {p: state for p, state in merged.items() if state})
+        try:
+            return super().state_dict()
+        finally:
+            self.state = live
+
+    def _all_params(self) -> list[tuple[Rule, dict[str, Any], list[Tensor]]]:
+        return [(self._built(group), group, list(dict.fromkeys(group["params"]))) for group in self.param_groups]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; float32 state of half-precision parameters keeps its dtype, where torch rounds it.
@@ -334,7 +356,9 @@ class Engine(torch.optim.Optimizer):
             for name, value in seen[-1]["state"].get(index, {}).items():
                 wanted = state_dtype(self._rule(group), name, p, group)
                 if name != "step" and name in self.state.get(p, {}) and isinstance(value, Tensor) and wanted != p.dtype:
-                    self.state[p][name] = value.to(p.device, wanted, copy=True)
+                    self.state[p][name] = moved_to(p, value.to(p.device, wanted))
+        if self._sharding.is_spread(self.param_groups):
+            self._sharding.keep_owned(self._all_params(), self.state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also the last act of `load_state_dict`: everything is checked before anything is replaced."""
@@ -358,6 +382,11 @@ class Engine(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle(wait=True)
+        if self._sharding.has_owners:
+            raise RuntimeError(
+                f"{type(self).__name__} of parameters that are spread over ranks can't be copied or pickled: "
+                "use state_dict"
+            )
         return {**super().__getstate__(), "_reasons": self._reasons}
 
     def explain(self) -> str:

@@ -9,8 +9,9 @@ from torch import Tensor
 from muonlab.errors import UsageError
 from muonlab.optim.blocks import Block, blocks_of, num_blocks
 from muonlab.optim.rule import Rule, Shape, StateField
+from muonlab.optim.sharding import is_dtensor, laid_out_as, local_of, moved_to
 
-__all__ = ["HALF", "adopt_state", "advance", "create", "lr_fraction", "rounding_of", "state_dtype", "state_key"]
+__all__ = ["HALF", "adopt_state", "count", "create", "lr_fraction", "rounding_of", "state_dtype", "state_key"]
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -59,21 +60,34 @@ def _declared(
                 yield state_key(name, k), field, field.shape_for(tuple(w.shape), block.shape), block
 
 
-def create(rule: Rule, ws: Sequence[Tensor], states: Sequence[dict[str, Any]], group: Mapping[str, Any]) -> None:
-    """Create whatever state is missing.
+def create(
+    rule: Rule,
+    ws: Sequence[Tensor],
+    states: Sequence[dict[str, Any]],
+    group: Mapping[str, Any],
+    *,
+    names: Mapping[str, StateField] | None = None,
+    params: Sequence[Tensor] | None = None,
+) -> None:
+    """Create whatever state is missing, of those `names`: all that the rule needs, if that is not said.
+
+    `ws` are the weights, `params` the parameters of the group whose they are, if they are others.
 
     Raises   UsageError for a weight that a state cannot start from; it names the parameter
     """
-    names = rule.active_state()
-    for w, state in zip(ws, states, strict=True):
+    names = rule.active_state() if names is None else names
+    for w, p, state in zip(ws, params or ws, states, strict=True):
         if any(name not in state for name in names):
-            for key, field, shape, block in _declared(names, w, group):
+            local = local_of(w)
+            shapes = {key: shape for key, _, shape, _ in _declared(names, w, group)}
+            for key, field, shape, block in _declared(names, local, group):
                 if key in state:
                     continue
                 try:
-                    state[key] = _first(w, field, shape, block, state_dtype(rule, key, w, group))
+                    first = _first(local, field, shape, block, state_dtype(rule, key, w, group))
                 except UsageError as error:
-                    raise UsageError(f"{_called(w, group)} of shape {tuple(w.shape)}: {error}") from error
+                    raise UsageError(f"{_called(p, group)} of shape {tuple(w.shape)}: {error}") from error
+                state[key] = laid_out_as(w, first, shapes[key]) if field.layout != "scalar" else first
         if "master" not in state and rounding_of(w, group) == "master":
             state["master"] = w.detach().to(torch.float32, copy=True)
 
@@ -83,11 +97,10 @@ def _called(w: Tensor, group: Mapping[str, Any]) -> str:
     return group["param_names"][at] if group.get("param_names") else f"parameter {at} of its group"
 
 
-def advance(
+def count(
     rule: Rule, ws: Sequence[Tensor], states: Sequence[dict[str, Any]], group: Mapping[str, Any]
 ) -> Sequence[int]:
-    """Create whatever state is missing, count one step of each parameter, and return its number (from 1)."""
-    create(rule, ws, states, group)
+    """Count one step of each parameter, and return its number (from 1); 0 where nobody asks."""
     counted = [i for i, w in enumerate(ws) if rule.step_count != "none" or rounding_of(w, group) == "stochastic"]
     ages = [0] * len(ws)
     if not counted:
@@ -148,6 +161,6 @@ def adopt_state(
 
 def _laid_out_like(w: Tensor, value: Tensor) -> Tensor:
     """A copy, with the strides of the parameter where it has its shape: fused kernels walk all of them in one order."""
-    if value.shape != w.shape:
-        return value.clone()
+    if value.shape != w.shape or is_dtensor(w) or is_dtensor(value):
+        return moved_to(w, value)
     return torch.empty_like(w, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)

@@ -17,7 +17,7 @@ from muonlab.optim.blocks import Block
 from muonlab.optim.rule import Rule, Shape, Stage
 from muonlab.optim.state import state_key
 
-__all__ = ["WORKSPACE_BYTES", "Job", "MatrixState", "on_sphere", "update"]
+__all__ = ["WORKSPACE_BYTES", "Job", "MatrixState", "Piece", "apply", "directions", "gradients", "on_sphere", "update"]
 
 WORKSPACE_BYTES = 256 * 2**20  # bound on what a step allocates at a time, one larger matrix excepted
 COPIES = 10  # directions, their stack, and what the polar factor holds at its widest
@@ -84,7 +84,7 @@ def update(job: Job, live: Tensor | None = None) -> None:
         _update_fused(job.part(fused) if rest else job, live)
     for wave in _waves(_in_rows(job.part(rest) if fused else job)) if rest else ():
         before = [_kept(state) for state in wave.states] if live is not None else []
-        _apply(wave, _directions(wave, _gradients(wave, live)), live)
+        apply(wave, _pieces(wave, gradients(wave, live)), live)
         for state, kept in zip(wave.states, before, strict=False):
             for name, value in kept.items():
                 state[name].copy_(torch.where(live, state[name], value))
@@ -111,7 +111,7 @@ def _fusible(job: Job) -> tuple[list[int], list[int]]:
 
 def _update_fused(job: Job, live: Tensor | None) -> None:
     rule = job.rule
-    gs = _gradients(job, None)  # the kernel looks at `live` itself
+    gs = gradients(job, None)  # the kernel looks at `live` itself
     if rule.decay == "independent":
         shrink = _shrink(job)
         if live is not None:
@@ -168,7 +168,7 @@ def _waves(job: Job) -> Iterator[Job]:
     return map(job.part, waves)
 
 
-def _gradients(job: Job, live: Tensor | None) -> list[Tensor]:
+def gradients(job: Job, live: Tensor | None) -> list[Tensor]:
     """What the rule sees as gradient: sign, L2 term, the state's dtype, and zero instead of what is not finite."""
     gs, rule = job.gs, job.rule
     if job.rounding != "nearest":
@@ -196,23 +196,33 @@ def _exact(w: Tensor, master: Tensor | None) -> Tensor:
     return w if master is None else torch.where(master.to(w.dtype) == w, master, w)
 
 
-def _directions(job: Job, gs: Sequence[Tensor]) -> list[Piece]:
-    rule, t = job.rule, job.t
-    us = rule.local_each(gs, job.ws, job.states, t)
+def _pieces(job: Job, gs: Sequence[Tensor]) -> list[Piece]:
+    us = job.rule.local_each(gs, job.ws, job.states, job.t)
     masters = [state.get("master") for state in job.states]
     if not job.blocks:
         return [Piece(w, master, u, 1.0) for w, master, u in zip(job.ws, masters, us, strict=True)]
+    pieces = []
+    for i, k, block, u in directions(job, us):
+        w, master = block.of(job.ws[i]), masters[i] if masters[i] is None else block.of(masters[i])
+        radius = job.states[i][state_key("radius", k)] if job.rule.application == "sphere" else None
+        pieces.append(Piece(w, master, u.reshape(w.shape), job.rule.scale(block.shape), block.shape, radius))
+    return pieces
+
+
+def directions(job: Job, us: Sequence[Tensor]) -> list[tuple[int, int, Block, Tensor]]:
+    """What `matrix` and `finish` make of what `local` made: number of the parameter and of the block, block, direction.
+
+    Directions have the shape of their block.
+    """
     owners = [(i, k, block) for i, blocks in enumerate(job.blocks) for k, block in enumerate(blocks)]
     views = [block.of(us[i]).reshape(block.shape) for i, _, block in owners]
-    pieces = []
+    found = []
     for (i, k, block), u in zip(owners, _matrix_stage(job, owners, views), strict=True):
-        w, master = block.of(job.ws[i]), masters[i] if masters[i] is None else block.of(masters[i])
-        state = MatrixState(rule, job.states[i], k, block, "finish")
-        u = rule.finish(u, w.reshape(block.shape), state.views, t).reshape(w.shape)
+        state = MatrixState(job.rule, job.states[i], k, block, "finish")
+        u = job.rule.finish(u, block.of(job.ws[i]).reshape(block.shape), state.views, job.t)
         state.write_back()
-        radius = job.states[i][state_key("radius", k)] if rule.application == "sphere" else None
-        pieces.append(Piece(w, master, u, rule.scale(block.shape), block.shape, radius))
-    return pieces
+        found.append((i, k, block, u))
+    return found
 
 
 class MatrixState:
@@ -288,7 +298,7 @@ def _scale(ws: Sequence[Tensor], factor: float | Tensor) -> None:
         torch._foreach_mul_(ws, factor)
 
 
-def _apply(job: Job, pieces: Sequence[Piece], live: Tensor | None) -> None:
+def apply(job: Job, pieces: Sequence[Piece], live: Tensor | None) -> None:
     """w <- shrink w - lr scale u; at lr = 0 not even a sign bit changes."""
     rule = job.rule
     if not isinstance(rule.lr, Tensor) and not rule.lr:
@@ -326,7 +336,7 @@ def _moved(job: Job, w: Tensor, piece: Piece) -> Tensor:
         shrink = _shrink(job)
         if isinstance(rule.lr, Tensor):
             return w * shrink - (rule.lr * scale) * u
-        return torch.add(w if shrink == 1.0 else w * shrink, u, alpha=-rule.lr * scale)  # as _apply, to the bit
+        return torch.add(w if shrink == 1.0 else w * shrink, u, alpha=-rule.lr * scale)  # as apply, to the bit
     along = (torch.signbit(u) == torch.signbit(w)) | (u == 0)  # a product of the two could underflow
     return w - (rule.lr * rule.weight_decay) * w * along - (rule.lr * scale) * u
 

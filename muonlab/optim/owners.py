@@ -1,0 +1,242 @@
+"""Matrices that no rank has whole: which rank updates which, and how it gets what it needs.
+
+A parameter whose rule needs more of it than a rank holds has an owner. Two ways lead there:
+
+    directions  `local` runs on every shard, its result goes to the owner, `matrix` runs there on stacks of equal
+                shapes, and the directions come back to be applied to the shards; what `local` keeps is sharded as the
+                parameter
+    weights     gradient and weight go to the owner, which makes the whole step, and the new weight comes back; of a
+                parameter that every rank has whole only that last part is left
+
+Everything else that a rule keeps of such a parameter is on its owner alone, whole.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muonlab.optim.blocks import Block
+from muonlab.optim.exchange import Move, Transfer, exchange
+from muonlab.optim.rule import Rule, StateField
+from muonlab.optim.sharding import Layout, local_of
+from muonlab.optim.state import create
+from muonlab.optim.update import Job, Piece, apply, directions, gradients, update
+from muonlab.roles import Role
+
+__all__ = ["Owned", "assign", "cost", "needs_owner", "on_shards", "sends_directions", "transfers"]
+
+BUCKET_BYTES = 32 * 2**20  # of parameters, for each rank of the group, that travel in one exchange
+
+
+@dataclass(frozen=True, eq=False)
+class Owned:
+    """A parameter with an owner, as this rank sees it."""
+
+    p: Tensor
+    layout: Layout
+    owner: int  # position in the group
+    state: dict[str, Any]
+    blocks: tuple[Block, ...]  # of the whole
+    on_shards: frozenset[str]  # names of the state that is sharded as the parameter
+
+    @property
+    def is_mine(self) -> bool:
+        return self.layout.rank == self.owner
+
+    def owned_names(self) -> list[str]:
+        """Keys of the state that the owner has alone, as far as it is there."""
+        return [name for name in self.state if name != "step" and name not in self.on_shards]
+
+
+def needs_owner(rule: Rule, p: Tensor, layout: Layout, group: Mapping[str, Any]) -> bool:
+    """Whether a rank cannot, or need not, update by itself what it holds of a parameter."""
+    matrices = rule.is_matrix_rule()
+    if layout.is_replicated:
+        return matrices and layout.size > 1
+    if group.get("role") == Role.EXPERT and p.ndim > 2 and max(layout.sharded_dims) < p.ndim - 2:
+        return False  # whole experts
+    if matrices or rule.sees == "whole":
+        return True
+    by_rows = {"param", "scalar"} if rule.sees == "elements" else {"param", "scalar", "row", "block"}
+    if any(field.layout not in by_rows for field in rule.active_state().values()):
+        return True
+    if rule.sees == "rows":
+        return layout.sharded_dims != {0} or p.ndim < 2 or group.get("num_heads") is not None
+    return False
+
+
+def sends_directions(rule: Rule, layout: Layout) -> bool:
+    """Whether `local` runs on shards; else the owner needs gradient and weight."""
+    if layout.is_replicated or rule.sees != "elements" or rule.application != "additive":
+        return False
+    if type(rule).finish is not Rule.finish or not rule.is_matrix_rule():
+        return False
+    fields = rule.active_state().values()
+    return all(field.layout in ("param", "scalar") if field.stage == "local" else not field.start for field in fields)
+
+
+def on_shards(rule: Rule, layout: Layout) -> Mapping[str, StateField]:
+    """The state tensors that `local` keeps of shards; everything else is whole, and on the owner alone."""
+    if not sends_directions(rule, layout):
+        return {}
+    return {name: field for name, field in rule.active_state().items() if field.stage == "local"}
+
+
+def cost(rule: Rule, blocks: Sequence[Block], numel: int) -> float:
+    """About how many operations an update takes, in units that only compare."""
+    if not rule.is_matrix_rule():
+        return float(numel)
+    total = 0.0
+    for block in blocks:
+        *batch, rows, columns = block.shape
+        total += (
+            float(torch.Size(batch).numel()) * min(rows, columns) ** 2 * (2 * max(rows, columns) + min(rows, columns))
+        )
+    return total + numel
+
+
+def assign(costs: Sequence[float], loads: list[float]) -> list[int]:
+    """An owner for each parameter, the dearest first, always the rank with the least to do; `loads` goes up by it.
+
+    >>> loads = [0.0, 0.0]
+    >>> assign([1.0, 3.0, 1.0, 1.0], loads), loads
+    ([1, 0, 1, 1], [3.0, 3.0])
+    """
+    owners = [0] * len(costs)
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        owners[i] = min(range(len(loads)), key=loads.__getitem__)
+        loads[owners[i]] += costs[i]
+    return owners
+
+
+def transfers(job: Job, members: Sequence[Owned], group: Mapping[str, Any]) -> Iterator[Transfer]:
+    """The updates of a job whose parameters have owners, a bounded number of bytes at a time.
+
+    `job` is of the shards, in the order of `members`.
+    """
+    ways: dict[bool, list[int]] = {True: [], False: []}
+    for i, member in enumerate(members):
+        ways[sends_directions(job.rule, member.layout)].append(i)
+    for sends, indices in ways.items():
+        way = _by_directions if sends else _by_weights
+        for bucket in _buckets(indices, members):
+            yield way(job.part(bucket), [members[i] for i in bucket], group)
+
+
+def _buckets(indices: Sequence[int], members: Sequence[Owned]) -> Iterator[list[int]]:
+    bucket: list[int] = []
+    budget = 0
+    for i in indices:
+        p = members[i].p
+        size = p.numel() * max(4, p.element_size())
+        if bucket and size > budget:
+            yield bucket
+            bucket = []
+        if not bucket:
+            budget = BUCKET_BYTES * members[i].layout.size
+        bucket.append(i)
+        budget -= size
+    if bucket:
+        yield bucket
+
+
+def _by_directions(job: Job, members: Sequence[Owned], group: Mapping[str, Any]) -> Transfer:
+    rule, t = job.rule, job.t
+    layout = members[0].layout
+    held = [i for i, w in enumerate(job.ws) if w.numel()]
+    part = job.part(held)
+    dtype = torch.float32 if job.rounding != "nearest" else job.ws[0].dtype
+    shards: dict[int, Tensor] = {}
+    if held:
+        found = rule.local_each(gradients(part, None), part.ws, part.states, t)
+        shards = {i: u.to(dtype) for i, u in zip(held, found, strict=True)}
+    device = job.ws[0].device
+    there = [(i, rank) for i, member in enumerate(members) for rank in member.layout.sources(member.owner)]
+    moves = [Move(rank, members[i].owner, members[i].layout.boxes[rank].shape, dtype) for i, rank in there]
+    given = {n: shards[i] for n, (i, rank) in enumerate(there) if rank == layout.rank}
+    got = yield from exchange(layout.group, layout.rank, moves, given, device)
+
+    mine = [i for i, member in enumerate(members) if member.is_mine]
+    wholes = {i: torch.empty(members[i].p.shape, dtype=dtype, device=device) for i in mine}
+    for n, (i, rank) in enumerate(there):
+        if i in wholes:
+            members[i].layout.boxes[rank].of(wholes[i]).copy_(got[n])
+    scales = [{rule.scale(block.shape) for block in member.blocks} for member in members]
+    if mine:
+        _create(rule, [members[i] for i in mine], group)
+        us = [wholes[i] for i in mine]
+        owned = replace(
+            job, ws=us, gs=us, states=[members[i].state for i in mine], blocks=[members[i].blocks for i in mine]
+        )
+        for k, _, block, u in directions(owned, us):
+            scale = rule.scale(block.shape) if len(scales[mine[k]]) > 1 else 1.0
+            target = block.of(wholes[mine[k]])
+            target.copy_((u if scale == 1.0 else u * scale).reshape(target.shape))
+
+    back = [(i, rank) for i, member in enumerate(members) for rank, box in enumerate(member.layout.boxes) if box.numel]
+    moves = [Move(members[i].owner, rank, members[i].layout.boxes[rank].shape, dtype) for i, rank in back]
+    given = {n: members[i].layout.boxes[rank].of(wholes[i]) for n, (i, rank) in enumerate(back) if i in wholes}
+    got = yield from exchange(layout.group, layout.rank, moves, given, device)
+    us = {i: got[n] for n, (i, rank) in enumerate(back) if rank == layout.rank}
+    pieces = [
+        Piece(job.ws[i], job.states[i].get("master"), us[i], next(iter(scales[i])) if len(scales[i]) == 1 else 1.0)
+        for i in held
+    ]
+    if pieces:
+        apply(part, pieces, None)
+
+
+def _by_weights(job: Job, members: Sequence[Owned], group: Mapping[str, Any]) -> Transfer:
+    layout = members[0].layout
+    device = job.ws[0].device
+    there = [
+        (i, rank, shards)
+        for i, member in enumerate(members)
+        if not member.layout.is_replicated
+        for rank in member.layout.sources(member.owner)
+        for shards in (job.gs, job.ws)
+    ]
+    moves = [
+        Move(rank, members[i].owner, members[i].layout.boxes[rank].shape, shards[i].dtype) for i, rank, shards in there
+    ]
+    given = {n: shards[i] for n, (i, rank, shards) in enumerate(there) if rank == layout.rank}
+    got = yield from exchange(layout.group, layout.rank, moves, given, device)
+
+    mine = [i for i, member in enumerate(members) if member.is_mine]
+    gs, ws = ([shards[i] for i in range(len(members))] for shards in (job.gs, job.ws))
+    for i in mine:
+        if not members[i].layout.is_replicated:
+            gs[i], ws[i] = (torch.empty(members[i].p.shape, dtype=x[i].dtype, device=device) for x in (job.gs, job.ws))
+    for n, (i, rank, shards) in enumerate(there):
+        if members[i].is_mine:
+            members[i].layout.boxes[rank].of((gs if shards is job.gs else ws)[i]).copy_(got[n])
+    if mine:
+        _create(job.rule, [members[i] for i in mine], group, [ws[i] for i in mine])
+        states = [members[i].state for i in mine]
+        blocks = [members[i].blocks for i in mine] if job.rule.is_matrix_rule() else []
+        update(replace(job, ws=[ws[i] for i in mine], gs=[gs[i] for i in mine], states=states, blocks=blocks))
+
+    back = [(i, rank) for i, member in enumerate(members) for rank, box in enumerate(member.layout.boxes) if box.numel]
+    moves = [Move(members[i].owner, rank, members[i].layout.boxes[rank].shape, job.ws[i].dtype) for i, rank in back]
+    given = {n: members[i].layout.boxes[rank].of(ws[i]) for n, (i, rank) in enumerate(back) if members[i].is_mine}
+    got = yield from exchange(layout.group, layout.rank, moves, given, device)
+    for n, (i, rank) in enumerate(back):
+        if rank == layout.rank and got[n] is not job.ws[i]:
+            job.ws[i].copy_(got[n])
+
+
+def _create(
+    rule: Rule, members: Sequence[Owned], group: Mapping[str, Any], wholes: Sequence[Tensor] | None = None
+) -> None:
+    """What the owner keeps, where it is missing; nothing of that starts from a weight if there are no `wholes`."""
+    for k, member in enumerate(members):
+        names = {name: field for name, field in rule.active_state().items() if name not in member.on_shards}
+        whole = None if wholes is None else wholes[k]
+        if whole is None:
+            if all(name in member.state for name in names):
+                continue
+            whole = torch.empty(member.p.shape, dtype=member.p.dtype, device=local_of(member.p).device)
+        create(rule, [whole], [member.state], group, names=names, params=[member.p])
