@@ -255,19 +255,20 @@ class Engine(torch.optim.Optimizer):
             return
         counting = (rule.step_count != "none" or group["rounding"] == "stochastic" for rule, group, ps in work if ps)
         self._settle(wait=any(counting))
-        jobs = [
-            job
-            for rule, group, params in work
-            for ps in [self._sharding.alone(rule, group, params) if spread else params]
-            for job in jobs_of(rule, group, ps, [self.state[p] for p in ps])
-        ]
+        jobs, owned = [], []
+        for rule, group, params in work:
+            members = self._sharding.members(rule, group, params, self.state) if spread else []
+            owned.append((rule, group, members))
+            away = {member.p for member in members}
+            alone = [p for p in params if p not in away]
+            jobs += jobs_of(rule, group, alone, [self.state[p] for p in alone])
         with no_autocast({g.device.type for g in grads}):
             if compiled and jobs:
                 live = self._traced(jobs, grads if guarded and not at_once else None)
             else:
                 live = guarded_update(jobs, grads if guarded and not at_once else None)
             if spread:
-                self._sharding.update(work, self.state)
+                self._sharding.update(owned)
         if live is not None:
             counters = [state["step"] for job in jobs for state in job.states if "step" in state]
             self._pending.add(live, counters)

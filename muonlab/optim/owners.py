@@ -206,7 +206,7 @@ def _by_weights(job: Job, members: Sequence[Owned], group: Mapping[str, Any]) ->
     got = yield from exchange(layout.group, layout.rank, moves, given, device)
 
     mine = [i for i, member in enumerate(members) if member.is_mine]
-    gs, ws = ([shards[i] for i in range(len(members))] for shards in (job.gs, job.ws))
+    gs, ws = list(job.gs), list(job.ws)
     for i in mine:
         if not members[i].layout.is_replicated:
             gs[i], ws[i] = (torch.empty(members[i].p.shape, dtype=x[i].dtype, device=device) for x in (job.gs, job.ws))

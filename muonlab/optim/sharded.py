@@ -72,12 +72,12 @@ class Sharding:
             costs = [cost(rule, blocks_of(p.shape, group), p.numel()) for p in params]
             self._owners |= dict(zip(params, assign(costs, loads), strict=True))
 
-    def update(self, work: Sequence[Work], states: Mapping[Tensor, dict[str, Any]]) -> None:
-        """Make the step of every parameter that has an owner."""
+    def update(self, work: Iterable[tuple[Rule, Group, Sequence[Owned]]]) -> None:
+        """Make the step of parameters that have owners."""
         overlapped(
             transfer
-            for rule, group, params in work
-            for job, members in owned_jobs_of(rule, group, self.members(rule, group, params, states))
+            for rule, group, owned in work
+            for job, members in owned_jobs_of(rule, group, owned)
             for transfer in transfers(job, members, group)
         )
 
@@ -87,10 +87,6 @@ class Sharding:
         """Those parameters that have owners."""
         found = (self.owned(rule, group, p, states[p]) for p in params)
         return [member for member in found if member is not None]
-
-    def alone(self, rule: Rule, group: Group, params: Sequence[Tensor]) -> list[Tensor]:
-        """Those parameters of which this rank updates what it holds by itself."""
-        return [p for p in params if self.owned(rule, group, p, {}) is None]
 
     def agree(self, params: Mapping[Tensor, str], is_finite: bool) -> bool:
         """Whether the gradients are finite on every rank; all ranks get the same answer.
