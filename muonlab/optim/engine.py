@@ -1,64 +1,37 @@
 """Engine: the only torch.optim.Optimizer here. Applies rules; owns everything that is not an algorithm."""
 
-import inspect
 import math
 import numbers
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from muonlab.errors import unknown
 from muonlab.optim.compiled import CompiledUpdate, guarded_update
 from muonlab.optim.groups import (
-    FLAGS,
     FOLLOW,
     SPLITS,
-    adopt_group,
     check_flags,
-    check_order,
     companion_arguments,
     complete_group,
     needs_routing,
     refuse_unsupported,
     routed_groups,
-    rule_defaults,
 )
-from muonlab.optim.guard import Pending, all_finite, waits_for_host
+from muonlab.optim.guard import Pending, all_finite, check_supported, no_autocast, waits_for_host
 from muonlab.optim.inspection import diagnostics_of, explain_table
 from muonlab.optim.jobs import jobs_of
+from muonlab.optim.loading import adopted, check_state_dict, restore_dtypes
 from muonlab.optim.rule import Rule, declarations
 from muonlab.optim.sharded import Sharding
-from muonlab.optim.sharding import gradient_of, local_of, moved_to
-from muonlab.optim.state import adopt_state, create, state_dtype
+from muonlab.optim.sharding import gradient_of, local_of, refuse_flattened
+from muonlab.optim.signature import bound_to, signature_of
+from muonlab.optim.state import create
 
 __all__ = ["Engine"]
-
-REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def signature_of(rule: type[Rule], companion_defaults: Mapping[str, Any]) -> inspect.Signature:
-    """torch's names in torch's order, then what is ours, by keyword only."""
-    positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter("params", positional)]
-    late: dict[str, Any] = {}
-    for name, declaration in declarations(rule).items():
-        if declaration.keyword:
-            late[name] = rule_defaults(rule)[name]
-        else:
-            parameters.append(inspect.Parameter(name, positional, default=rule_defaults(rule)[name]))
-    if "amsgrad" in rule.unsupported:
-        parameters.append(inspect.Parameter("amsgrad", positional, default=False))
-    late |= FLAGS
-    late |= {name: False for name in rule.unsupported if name != "amsgrad"}
-    late |= {"roles": None} | (SPLITS if rule.takes_splits() else {}) | dict(companion_defaults)
-    late |= {"skip_nonfinite": True, "compile": False}
-    parameters += [inspect.Parameter(name, keyword, default=value) for name, value in late.items()]
-    return inspect.Signature(parameters)
 
 
 class Engine(torch.optim.Optimizer):
@@ -84,12 +57,7 @@ class Engine(torch.optim.Optimizer):
         cls.__signature__ = signature_of(cls.rule, cls.aux_arguments)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        unknown_names = [name for name in kwargs if name not in type(self).__signature__.parameters]
-        if unknown_names:
-            raise TypeError(str(unknown(f"argument of {type(self).__name__}", unknown_names[0], _arguments_of(self))))
-        bound = type(self).__signature__.bind(*args, **kwargs)
-        bound.apply_defaults()
-        settings = dict(bound.arguments)
+        settings = bound_to(type(self).__signature__, type(self).__name__, args, kwargs)
         params, roles = settings.pop("params"), settings.pop("roles")
         splits = {key: settings.pop(key) for key in SPLITS if settings.get(key) is not None}
         settings = {key: value for key, value in settings.items() if key not in SPLITS}
@@ -103,6 +71,8 @@ class Engine(torch.optim.Optimizer):
         if isinstance(params, nn.parallel.DistributedDataParallel):
             self._replicas, params = params.process_group, params.module
         self._fresh()
+        if isinstance(params, nn.Module) and self.rule.is_matrix_rule():
+            refuse_flattened([params])
         if isinstance(params, set | frozenset | Mapping):
             raise TypeError(f"params must be an ordered iterable of tensors or groups, got {type(params).__name__}")
         if params is None or isinstance(params, type | torch.optim.Optimizer):
@@ -132,6 +102,8 @@ class Engine(torch.optim.Optimizer):
             raise TypeError("parameters of a group need an order that does not change between runs: use a list")
         group = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
         groups = [group]
+        if self.rule.is_matrix_rule():
+            refuse_flattened(item[1] if isinstance(item, tuple) else item for item in group["params"])
         self._check_named(group)
         told = {"algorithm", "use_muon", "use_fallback", "role"} & set(group)
         if self.companion is not None and not told and needs_routing(group["params"]):
@@ -216,25 +188,24 @@ class Engine(torch.optim.Optimizer):
         ]
         if work and not any(params for _, _, params in work):
             raise RuntimeError("there are no gradients to observe: call backward before, and zero_grad after it")
-        self._check_supported([p for _, _, params in work for p in params])
-        finite = all_finite(gradient_of(p) for _, _, params in work for p in params)
-        if self._sharding.is_spread(self.param_groups):
-            finite = self._sharding.agree(self._named_params(), finite)
-        if not finite:
+        check_supported(type(self).__name__, [p for _, _, params in work for p in params])
+        grads = {p: gradient_of(p) for _, _, params in work for p in params}
+        spread = self._sharding.is_spread(self.param_groups)
+        if not self._all_finite(grads, guarded=True, spread=spread, at_once=True):
             return
         for rule, group, params in work:
             states = [self.state[p] for p in params]
             create(rule, params, states, group)
             for p, state in zip(params, states, strict=True):
-                rule.observe(gradient_of(p), {name: local_of(value) for name, value in state.items()}, num_samples)
+                rule.observe(grads[p], {name: local_of(value) for name, value in state.items()}, num_samples)
 
     def _update(self) -> None:
         work = [
             (self._built(group), group, [p for p in dict.fromkeys(group["params"]) if p.grad is not None])
             for group in self.param_groups
         ]
-        grads = [p.grad for _, _, params in work for p in params]
-        self._check_supported([p for _, _, params in work for p in params])
+        params = [p for _, _, members in work for p in members]
+        check_supported(type(self).__name__, params)
         if any(rule.observes and ps and not any(self.state.get(p) for p in ps) for rule, _, ps in work):
             warnings.warn(
                 f"{type(self).__name__} takes its first step without an observation: "
@@ -242,36 +213,33 @@ class Engine(torch.optim.Optimizer):
                 UserWarning,
                 stacklevel=5,
             )
-        compiled, guarded = self.defaults["compile"], self.defaults["skip_nonfinite"] and bool(grads)
         spread = self._sharding.is_spread(self.param_groups)
-        at_once = spread or (guarded and not compiled and waits_for_host(grads))
-        if spread:
-            local = (gradient_of(p) for _, _, params in work for p in params)
-            finite = self._sharding.agree(self._named_params(), not guarded or all_finite(local))
-        else:
-            finite = not at_once or all_finite(grads)
-        if not finite:
+        grads = {p: gradient_of(p) for p in params} if spread else {p: p.grad for p in params}
+        compiled, guarded = self.defaults["compile"], self.defaults["skip_nonfinite"] and bool(params)
+        at_once = spread or (guarded and not compiled and waits_for_host(list(grads.values())))
+        if not self._all_finite(grads, guarded=guarded, spread=spread, at_once=at_once):
             self._count_skipped(1)
             return
         counting = (rule.step_count != "none" or group["rounding"] == "stochastic" for rule, group, ps in work if ps)
         self._settle(wait=any(counting))
         jobs, owned = [], []
-        for rule, group, params in work:
-            members = self._sharding.members(rule, group, params, self.state) if spread else []
-            owned.append((rule, group, members))
-            away = {member.p for member in members}
-            alone = [p for p in params if p not in away]
-            jobs += jobs_of(rule, group, alone, [self.state[p] for p in alone])
-        with no_autocast({g.device.type for g in grads}):
-            if compiled and jobs:
-                live = self._traced(jobs, grads if guarded and not at_once else None)
-            else:
-                live = guarded_update(jobs, grads if guarded and not at_once else None)
+        for rule, group, members in work:
+            alone, away = self._sharding.parted(rule, group, members, self.state) if spread else (members, [])
+            jobs += jobs_of(rule, group, alone, [self.state[p] for p in alone], grads)
+            owned.append((rule, group, away))
+        flagged = list(grads.values()) if guarded and not at_once else None
+        with no_autocast({g.device.type for g in grads.values()}):
+            live = self._traced(jobs, flagged) if compiled and jobs else guarded_update(jobs, flagged)
             if spread:
-                self._sharding.update(owned)
+                self._sharding.update(owned, grads)
         if live is not None:
             counters = [state["step"] for job in jobs for state in job.states if "step" in state]
             self._pending.add(live, counters)
+
+    def _all_finite(self, grads: Mapping[Tensor, Tensor], *, guarded: bool, spread: bool, at_once: bool) -> bool:
+        """Whether the step may be made, as far as that is known now; where parameters are spread, ranks agree."""
+        finite = not (guarded and at_once) or all_finite(grads.values())
+        return self._sharding.agree(self._named_params(), self.param_groups, is_finite=finite) if spread else finite
 
     def _named_params(self) -> dict[Tensor, str]:
         """Every parameter, and what to call it."""
@@ -300,20 +268,6 @@ class Engine(torch.optim.Optimizer):
             self._rules[id(group)] = (values, built)
         return built
 
-    def _check_supported(self, params: Sequence[Tensor]) -> None:
-        name = type(self).__name__
-        for p in params:
-            g = p.grad
-            if g.dtype in REAL and p.dtype in REAL and g.layout is torch.strided and not g.is_meta:
-                continue
-            if p.is_complex() or g.is_complex():
-                raise RuntimeError(f"{name} does not support complex parameters")
-            if g.layout is not torch.strided:
-                raise RuntimeError(f"{name} does not support sparse gradients")
-            if g.is_meta:
-                raise RuntimeError(f"{name} cannot step on meta tensors: materialise the model first")
-            raise RuntimeError(f"{name} does not support {g.dtype} gradients of {p.dtype} parameters")
-
     def state_dict(self) -> dict[str, Any]:
         """As in torch, after every skipped step has been counted.
 
@@ -321,14 +275,19 @@ class Engine(torch.optim.Optimizer):
         """
         self._settle(wait=True)
         live = self.state
-        if self._sharding.is_spread(self.param_groups):
-            complete = self._sharding.complete(self._all_params(), live)
-            merged = {p: {**state, **complete.get(p, {})} for p, state in live.items()}
-            self.state = defaultdict(dict, {p: state for p, state in merged.items() if state})
+        self.state = self._complete_state()
         try:
             return super().state_dict()
         finally:
             self.state = live
+
+    def _complete_state(self) -> Mapping[Tensor, dict[str, Any]]:
+        """The state with what other ranks keep; a collective where parameters are spread."""
+        if not self._sharding.is_spread(self.param_groups):
+            return self.state
+        complete = self._sharding.complete(self._all_params(), self.state)
+        merged = {p: {**state, **complete.get(p, {})} for p, state in self.state.items()}
+        return defaultdict(dict, {p: state for p, state in merged.items() if state})
 
     def _all_params(self) -> list[tuple[Rule, dict[str, Any], list[Tensor]]]:
         return [(self._built(group), group, list(dict.fromkeys(group["params"]))) for group in self.param_groups]
@@ -341,9 +300,7 @@ class Engine(torch.optim.Optimizer):
 
         Raises   ValueError for what is no state dict of this optimizer, before anything changes
         """
-        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
-            raise ValueError("not the state dict of an optimizer: it needs the keys 'state' and 'param_groups'")
-        check_order(state_dict["param_groups"], self.param_groups)
+        check_state_dict(state_dict, self.param_groups)
         self._settle(wait=True)
         seen: list[dict[str, Any]] = [state_dict]
         hook = self.register_load_state_dict_pre_hook(lambda _, found: seen.append(found))
@@ -351,13 +308,7 @@ class Engine(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
-        saved = [index for group in seen[-1]["param_groups"] for index in group["params"]]
-        params = [(p, group) for group in self.param_groups for p in group["params"]]
-        for index, (p, group) in zip(saved, params, strict=True):
-            for name, value in seen[-1]["state"].get(index, {}).items():
-                wanted = state_dtype(self._rule(group), name, p, group)
-                if name != "step" and name in self.state.get(p, {}) and isinstance(value, Tensor) and wanted != p.dtype:
-                    self.state[p][name] = moved_to(p, value.to(p.device, wanted))
+        restore_dtypes(seen[-1], [(self._rule(group), group) for group in self.param_groups], self.state)
         if self._sharding.is_spread(self.param_groups):
             self._sharding.keep_owned(self._all_params(), self.state)
 
@@ -365,19 +316,7 @@ class Engine(torch.optim.Optimizer):
         """Also the last act of `load_state_dict`: everything is checked before anything is replaced."""
         if "param_groups" in state:
             loading = "defaults" not in state
-            current = self.param_groups if loading else [None] * len(state["param_groups"])
-            groups = [
-                adopt_group(group, now, self.rule, self.companion)
-                for group, now in zip(state["param_groups"], current, strict=True)
-            ]
-            tensors = defaultdict(dict, state["state"])
-            for group in groups:
-                rule = self._rule(group).from_group(group)
-                for p in group["params"]:
-                    if p in tensors:
-                        adopted = adopt_state(rule, p, tensors.pop(p), group, copy=loading)
-                        tensors |= {p: adopted} if adopted else {}
-            state = {**state, "param_groups": groups, "state": tensors}
+            state = adopted(state, self.param_groups if loading else None, self.rule, self.companion)
         self._fresh()
         super().__setstate__(state)
 
@@ -401,23 +340,10 @@ class Engine(torch.optim.Optimizer):
 
         See `muonlab.optim.inspection.diagnostics_of` for the quantities and their units.
         """
-        return diagnostics_of([(self._rule(group).from_group(group), group) for group in self.param_groups], self.state)
-
-
-def _arguments_of(optimizer: Engine) -> list[str]:
-    return list(type(optimizer).__signature__.parameters)
+        pairs = [(self._rule(group).from_group(group), group) for group in self.param_groups]
+        return diagnostics_of(pairs, self._complete_state())
 
 
 def is_fixed(value: Any) -> bool:
     """Whether a value cannot change in place, as tensors and lists do."""
     return all(map(is_fixed, value)) if isinstance(value, tuple) else not isinstance(value, Tensor | list)
-
-
-@contextmanager
-def no_autocast(device_types: set[str]) -> Iterator[None]:
-    """A step inside an autocast region computes in the precision that was asked for all the same."""
-    with ExitStack() as stack:
-        for device_type in device_types:
-            if torch.is_autocast_enabled(device_type):
-                stack.enter_context(torch.autocast(device_type, enabled=False))
-        yield

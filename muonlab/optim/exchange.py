@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from muonlab.optim.agreement import answered
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -61,9 +63,11 @@ def exchange(
     into = torch.empty(taken, dtype=torch.uint8, device=device)
     for n, view in _views(out, moves, outgoing):
         view.copy_(tensors[n])
-    work = distributed.all_to_all_single(into, out, received, sent, group=group, async_op=True)
+    with answered():
+        work = distributed.all_to_all_single(into, out, received, sent, group=group, async_op=True)
     yield
-    work.wait()
+    with answered():
+        work.wait()
     return found | dict(_views(into, moves, incoming))
 
 

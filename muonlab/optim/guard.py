@@ -1,15 +1,42 @@
-"""Guard: a step whose gradients are not all finite is not made."""
+"""Guard: what no step is made of, gradients that are not all finite or of a kind that no rule takes."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from math import isfinite
 
 import torch
 from torch import Tensor
 
-__all__ = ["Pending", "all_finite", "finite_flag", "waits_for_host"]
+__all__ = ["Pending", "all_finite", "check_supported", "finite_flag", "no_autocast", "waits_for_host"]
 
+REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SYNCHRONOUS_DEVICES = {"cpu", "mps"}  # reading a result costs nothing, or cannot be avoided
+
+
+def check_supported(name: str, params: Iterable[Tensor]) -> None:
+    """Raises   RuntimeError for a gradient that the optimizer of that name can't take"""
+    for p in params:
+        g = p.grad
+        if g.dtype in REAL and p.dtype in REAL and g.layout is torch.strided and not g.is_meta:
+            continue
+        if p.is_complex() or g.is_complex():
+            raise RuntimeError(f"{name} does not support complex parameters")
+        if g.layout is not torch.strided:
+            raise RuntimeError(f"{name} does not support sparse gradients")
+        if g.is_meta:
+            raise RuntimeError(f"{name} cannot step on meta tensors: materialise the model first")
+        raise RuntimeError(f"{name} does not support {g.dtype} gradients of {p.dtype} parameters")
+
+
+@contextmanager
+def no_autocast(device_types: set[str]) -> Iterator[None]:
+    """A step inside an autocast region computes in the precision that was asked for all the same."""
+    with ExitStack() as stack:
+        for device_type in device_types:
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
 
 
 def waits_for_host(grads: Sequence[Tensor]) -> bool:

@@ -9,27 +9,35 @@ from torch import Tensor
 from muonlab.optim.blocks import blocks_of
 from muonlab.optim.owners import Owned, on_shards, sends_directions
 from muonlab.optim.rule import Rule
-from muonlab.optim.sharding import gradient_of, is_dtensor, local_of
+from muonlab.optim.sharding import any_dtensor, local_of
 from muonlab.optim.state import count, create, lr_fraction, rounding_of
 from muonlab.optim.update import Job
 
 __all__ = ["jobs_of", "owned_jobs_of"]
 
 State = dict[str, Any]
+Grads = Mapping[Tensor, Tensor]  # by parameter: what belongs to the part of it on this rank
 
 
-def jobs_of(rule: Rule, group: Mapping[str, Any], params: Sequence[Tensor], states: Sequence[State]) -> list[Job]:
+def jobs_of(
+    rule: Rule, group: Mapping[str, Any], params: Sequence[Tensor], states: Sequence[State], grads: Grads
+) -> list[Job]:
     """Jobs of parameters, or of this rank's parts of them: one device, dtype, rounding and age each.
 
     Missing state is created, and a step of each parameter counted.
     """
     create(rule, params, states, group)
-    ages = count(rule, params, states, group)
-    return [_job(rule, group, members, t) for (_, _, t), members in _alike(params, states, ages).items()]
+    alike: dict[tuple, list[int]] = defaultdict(list)
+    for i, (p, t) in enumerate(zip(params, count(rule, params, states, group), strict=True)):
+        alike[p.device, p.dtype, t].append(i)
+    return [
+        _job(rule, group, [params[i] for i in indices], [states[i] for i in indices], grads, t)
+        for (_, _, t), indices in alike.items()
+    ]
 
 
 def owned_jobs_of(
-    rule: Rule, group: Mapping[str, Any], members: Sequence[Owned]
+    rule: Rule, group: Mapping[str, Any], members: Sequence[Owned], grads: Grads
 ) -> Iterator[tuple[Job, Sequence[Owned]]]:
     """The same of parameters that have owners: jobs of the parts on this rank, each with its parameters."""
     params, states = [member.p for member in members], [member.state for member in members]
@@ -41,30 +49,29 @@ def owned_jobs_of(
     for i, (member, t) in enumerate(zip(members, ages, strict=True)):
         alike[id(member.layout.group), member.p.device, member.p.dtype, t].append(i)
     for (*_, t), indices in alike.items():
-        yield (
-            _job(rule, group, [(params[i], states[i]) for i in indices], t, whole=False),
-            [members[i] for i in indices],
-        )
-
-
-def _alike(
-    params: Sequence[Tensor], states: Sequence[State], ages: Sequence[int]
-) -> dict[tuple, list[tuple[Tensor, State]]]:
-    found: dict[tuple, list[tuple[Tensor, State]]] = defaultdict(list)
-    for p, state, t in zip(params, states, ages, strict=True):
-        found[p.device, p.dtype, t].append((p, state))
-    return found
+        job = _job(rule, group, [params[i] for i in indices], [states[i] for i in indices], grads, t, whole=False)
+        yield job, [members[i] for i in indices]
 
 
 def _job(
-    rule: Rule, group: Mapping[str, Any], members: Sequence[tuple[Tensor, State]], t: int, *, whole: bool = True
+    rule: Rule,
+    group: Mapping[str, Any],
+    params: Sequence[Tensor],
+    states: Sequence[State],
+    grads: Grads,
+    t: int,
+    *,
+    whole: bool = True,
 ) -> Job:
-    ws = [local_of(p) for p, _ in members]
+    ws = list(params)
+    if any_dtensor(params):
+        ws = [local_of(p) for p in params]
+        states = [{name: local_of(value) for name, value in state.items()} for state in states]
     return Job(
         rule.at(t),
         ws,
-        [gradient_of(p) for p, _ in members],
-        [{name: local_of(value) for name, value in state.items()} if is_dtensor(p) else state for p, state in members],
+        [grads[p] for p in params],
+        list(states),
         [blocks_of(w.shape, group) for w in ws] if whole and rule.is_matrix_rule() else [],
         t,
         lr_fraction=lr_fraction(rule, group),

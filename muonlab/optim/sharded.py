@@ -1,18 +1,19 @@
 """What an engine whose parameters are spread over ranks does beside its rules: owners, agreement, complete state."""
 
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+import muonlab
+from muonlab.optim.agreement import agree, settings_of
 from muonlab.optim.blocks import blocks_of
 from muonlab.optim.exchange import overlapped
 from muonlab.optim.jobs import owned_jobs_of
 from muonlab.optim.owners import Owned, assign, cost, needs_owner, on_shards, sends_directions, transfers
 from muonlab.optim.rule import Rule
-from muonlab.optim.sharding import Layout, is_dtensor, layout_of, local_of, spread_as, whole_of
+from muonlab.optim.sharding import Layout, any_dtensor, layout_of, local_of, spread_as, whole_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -47,7 +48,7 @@ class Sharding:
 
     def is_spread(self, groups: Iterable[Group]) -> bool:
         """Whether anything here concerns other ranks."""
-        return self.replicas is not None or any(is_dtensor(p) for group in groups for p in group["params"])
+        return self.replicas is not None or any(any_dtensor(group["params"]) for group in groups)
 
     def owned(self, rule: Rule, group: Group, p: Tensor, state: dict[str, Any]) -> Owned | None:
         """The parameter with its owner; None where this rank updates what it holds of it by itself."""
@@ -72,45 +73,32 @@ class Sharding:
             costs = [cost(rule, blocks_of(p.shape, group), p.numel()) for p in params]
             self._owners |= dict(zip(params, assign(costs, loads), strict=True))
 
-    def update(self, work: Iterable[tuple[Rule, Group, Sequence[Owned]]]) -> None:
+    def parted(
+        self, rule: Rule, group: Group, params: Iterable[Tensor], states: Mapping[Tensor, dict[str, Any]]
+    ) -> tuple[list[Tensor], list[Owned]]:
+        """Parameters that this rank updates by itself, and those that have owners."""
+        alone, away = [], []
+        for p in params:
+            member = self.owned(rule, group, p, states[p])
+            if member is None:
+                alone.append(p)
+            else:
+                away.append(member)
+        return alone, away
+
+    def update(self, work: Iterable[tuple[Rule, Group, Sequence[Owned]]], grads: Mapping[Tensor, Tensor]) -> None:
         """Make the step of parameters that have owners."""
         overlapped(
             transfer
             for rule, group, owned in work
-            for job, members in owned_jobs_of(rule, group, owned)
+            for job, members in owned_jobs_of(rule, group, owned, grads)
             for transfer in transfers(job, members, group)
         )
 
-    def members(
-        self, rule: Rule, group: Group, params: Iterable[Tensor], states: Mapping[Tensor, dict[str, Any]]
-    ) -> list[Owned]:
-        """Those parameters that have owners."""
-        found = (self.owned(rule, group, p, states[p]) for p in params)
-        return [member for member in found if member is not None]
-
-    def agree(self, params: Mapping[Tensor, str], is_finite: bool) -> bool:
-        """Whether the gradients are finite on every rank; all ranks get the same answer.
-
-        Raises   RuntimeError on every rank where a parameter has a gradient on some ranks only; it names it
-        """
-        from torch import distributed
-
-        by_group: dict[Any, list[Tensor]] = {}
-        for p in params:
-            layout = self.layout(p)
-            if layout is not None and layout.size > 1:
-                by_group.setdefault(layout.group, []).append(p)
-        for repeated in range(2 if len(by_group) > 1 else 1):  # what one group has found, the others have to know
-            for process_group, members in by_group.items():
-                has = [p.grad is not None for p in members]
-                mark = 0 if repeated else zlib.crc32(bytes(has))
-                said = torch.tensor([int(is_finite), mark, -mark], device=local_of(members[0]).device)
-                distributed.all_reduce(said, distributed.ReduceOp.MIN, group=process_group)
-                finite, low, high = said.tolist()
-                if low != -high:
-                    _refuse_asymmetry([params[p] for p in members], has, process_group)
-                is_finite = bool(finite)
-        return is_finite
+    def agree(self, names: Mapping[Tensor, str], groups: Sequence[Group], *, is_finite: bool) -> bool:
+        """Whether the gradients are finite on every rank: see `muonlab.optim.agreement.agree`."""
+        versions = {"version of muonlab": muonlab.__version__, "version of torch": torch.__version__}
+        return agree(names, self.layout, settings_of(groups, versions), is_finite=is_finite)
 
     def complete(
         self, work: Iterable[Work], states: Mapping[Tensor, dict[str, Any]]
@@ -120,7 +108,7 @@ class Sharding:
         State of a sharded parameter becomes a DTensor: as the parameter, where it has its shape, else sharded along
         its first dimension. That of a replicated one is whole on every rank.
         """
-        members = [member for rule, group, params in work for member in self.members(rule, group, params, states)]
+        members = [member for part in work for member in self.parted(*part, states)[1]]
         by_group: dict[Any, list[Owned]] = {}
         for member in members:
             by_group.setdefault(member.layout.group, []).append(member)
@@ -132,24 +120,11 @@ class Sharding:
     def keep_owned(self, work: Iterable[Work], states: Mapping[Tensor, dict[str, Any]]) -> None:
         """The opposite, after a state dict was loaded: what belongs to owners stays there alone; a collective."""
         for rule, group, params in work:
-            for member in self.members(rule, group, params, states):
+            for member in self.parted(rule, group, params, states)[1]:
                 for name in member.owned_names():
                     value = whole_of(member.state.pop(name))
                     if member.is_mine:
                         member.state[name] = value
-
-
-def _refuse_asymmetry(names: Sequence[str], has: Sequence[bool], process_group: "ProcessGroup") -> None:
-    from torch import distributed
-
-    everyone: list[Any] = [None] * distributed.get_world_size(process_group)
-    distributed.all_gather_object(everyone, list(has), group=process_group)
-    i = next(i for i in range(len(names)) if len({present[i] for present in everyone}) > 1)
-    lacking = [rank for rank, present in enumerate(everyone) if not present[i]]
-    raise RuntimeError(
-        f"{names[i]} has a gradient on some ranks and none on rank {', '.join(map(str, lacking))}: every rank must "
-        "compute the gradients of the same parameters; give the missing ones zeros"
-    )
 
 
 def _complete(process_group: "ProcessGroup", owned: Sequence[Owned], found: dict[Tensor, dict[str, Tensor]]) -> None:

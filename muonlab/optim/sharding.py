@@ -2,12 +2,12 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Box",
     "Layout",
+    "any_dtensor",
     "boxes_of",
     "gradient_of",
     "is_dtensor",
@@ -22,11 +23,13 @@ __all__ = [
     "layout_of",
     "local_of",
     "moved_to",
+    "refuse_flattened",
     "spread_as",
     "whole_of",
 ]
 
 Shape = tuple[int, ...]
+PLAIN = {Tensor, nn.Parameter, nn.Buffer}
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,24 @@ def is_dtensor(x: object) -> bool:
     """Whether it is a DTensor; asking does not import what makes them."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
+
+
+def any_dtensor(xs: Iterable[Tensor]) -> bool:
+    """Whether one of them is; cheap where none is."""
+    return not PLAIN.issuperset(map(type, xs)) and any(map(is_dtensor, xs))
+
+
+def refuse_flattened(params: Iterable[Any]) -> None:
+    """Raises   TypeError for a module, or parameters, of which torch's first FSDP has made flat vectors"""
+    for item in params:
+        modules = item.modules() if isinstance(item, nn.Module) else ()
+        if getattr(item, "_is_flat_param", False) or any(
+            type(module).__name__ == "FullyShardedDataParallel" for module in modules
+        ):
+            raise TypeError(
+                "FullyShardedDataParallel makes flat vectors of matrices, which have no polar factor: wrap the model "
+                "with torch.distributed.fsdp.fully_shard instead"
+            )
 
 
 def local_of(x: Tensor) -> Tensor:
