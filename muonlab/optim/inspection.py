@@ -9,6 +9,7 @@ from torch import Tensor
 
 from muonlab.optim.blocks import Block, blocks_of
 from muonlab.optim.rule import Rule, Shape
+from muonlab.optim.sharding import whole_of
 from muonlab.optim.state import lr_fraction, state_key
 from muonlab.optim.update import MatrixState, on_sphere
 
@@ -75,7 +76,8 @@ def diagnostics_of(pairs: Pairs, state: Mapping[Tensor, Mapping[str, Tensor]]) -
 
     The direction is that of the momentum as it stands, without the look-ahead of the next gradient. Spectral norms are
     by power iteration, so lower bounds that are near the truth. Of a parameter with several matrices, the worst
-    (largest) counts, for effective_rank the smallest. Costs about one step; changes nothing.
+    (largest) counts, for effective_rank the smallest. Costs about one step; changes nothing. Where parameters are
+    spread over ranks, all of them have to ask, and each gets the whole answer.
 
     Source   ours; the bound is |W|_2 <= scale / weight_decay, from lr weight_decay <= 1 and |O|_2 <= 1
     """
@@ -84,7 +86,8 @@ def diagnostics_of(pairs: Pairs, state: Mapping[Tensor, Mapping[str, Tensor]]) -
         for name, p in members:
             if _whitens_momentum(rule) and "momentum_buffer" in state.get(p, {}) and p.numel():
                 blocks = enumerate(blocks_of(p.shape, group))
-                measured = [_measure(rule, group, k, block, p, state[p]) for k, block in blocks]
+                w, whole = whole_of(p), {key: whole_of(value) for key, value in state[p].items()}
+                measured = [_measure(rule, group, k, block, w, whole) for k, block in blocks]
                 for key in measured[0]:
                     worst = min if key == "effective_rank" else max
                     found[f"{name}/{key}"] = worst(item[key] for item in measured)
@@ -98,9 +101,9 @@ def _whitens_momentum(rule: Rule) -> bool:
 
 
 def _measure(
-    rule: Rule, group: Mapping[str, Any], k: int, block: Block, p: Tensor, state: Mapping[str, Tensor]
+    rule: Rule, group: Mapping[str, Any], k: int, block: Block, w: Tensor, state: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    w = block.of(p).reshape(block.shape).to(torch.float32)
+    w = block.of(w).reshape(block.shape).to(torch.float32)
     m = block.of(state["momentum_buffer"]).reshape(block.shape)
     copied = {name: view.clone() for name, view in MatrixState(rule, state, k, block, "matrix").views.items()}
     t = int(state.get("step", 0)) + 1

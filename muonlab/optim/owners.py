@@ -11,7 +11,7 @@ A parameter whose rule needs more of it than a rank holds has an owner. Two ways
 Everything else that a rule keeps of such a parameter is on its owner alone, whole.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,27 +145,18 @@ def _buckets(indices: Sequence[int], members: Sequence[Owned]) -> Iterator[list[
 
 def _by_directions(job: Job, members: Sequence[Owned], group: Mapping[str, Any]) -> Transfer:
     rule, t = job.rule, job.t
-    layout = members[0].layout
     held = [i for i, w in enumerate(job.ws) if w.numel()]
     part = job.part(held)
     dtype = torch.float32 if job.rounding != "nearest" else job.ws[0].dtype
-    shards: dict[int, Tensor] = {}
+    shards = [torch.empty(0, dtype=dtype)] * len(members)
     if held:
-        found = rule.local_each(gradients(part, None), part.ws, part.states, t)
-        shards = {i: u.to(dtype) for i, u in zip(held, found, strict=True)}
-    device = job.ws[0].device
-    there = [(i, rank) for i, member in enumerate(members) for rank in member.layout.sources(member.owner)]
-    moves = [Move(rank, members[i].owner, members[i].layout.boxes[rank].shape, dtype) for i, rank in there]
-    given = {n: shards[i] for n, (i, rank) in enumerate(there) if rank == layout.rank}
-    got = yield from exchange(layout.group, layout.rank, moves, given, device)
+        for i, u in zip(held, rule.local_each(gradients(part, None), part.ws, part.states, t), strict=True):
+            shards[i] = u.to(dtype)
+    (wholes,) = yield from _to_owners(members, [shards], job.ws[0].device)
 
-    mine = [i for i, member in enumerate(members) if member.is_mine]
-    wholes = {i: torch.empty(members[i].p.shape, dtype=dtype, device=device) for i in mine}
-    for n, (i, rank) in enumerate(there):
-        if i in wholes:
-            members[i].layout.boxes[rank].of(wholes[i]).copy_(got[n])
     scales = [{rule.scale(block.shape) for block in member.blocks} for member in members]
-    if mine:
+    if wholes:
+        mine = list(wholes)
         _create(rule, [members[i] for i in mine], group)
         us = [wholes[i] for i in mine]
         owned = replace(
@@ -176,11 +167,7 @@ def _by_directions(job: Job, members: Sequence[Owned], group: Mapping[str, Any])
             target = block.of(wholes[mine[k]])
             target.copy_((u if scale == 1.0 else u * scale).reshape(target.shape))
 
-    back = [(i, rank) for i, member in enumerate(members) for rank, box in enumerate(member.layout.boxes) if box.numel]
-    moves = [Move(members[i].owner, rank, members[i].layout.boxes[rank].shape, dtype) for i, rank in back]
-    given = {n: members[i].layout.boxes[rank].of(wholes[i]) for n, (i, rank) in enumerate(back) if i in wholes}
-    got = yield from exchange(layout.group, layout.rank, moves, given, device)
-    us = {i: got[n] for n, (i, rank) in enumerate(back) if rank == layout.rank}
+    us = yield from _to_shards(members, wholes, [dtype] * len(members), job.ws[0].device)
     pieces = [
         Piece(job.ws[i], job.states[i].get("master"), us[i], next(iter(scales[i])) if len(scales[i]) == 1 else 1.0)
         for i in held
@@ -190,42 +177,63 @@ def _by_directions(job: Job, members: Sequence[Owned], group: Mapping[str, Any])
 
 
 def _by_weights(job: Job, members: Sequence[Owned], group: Mapping[str, Any]) -> Transfer:
-    layout = members[0].layout
     device = job.ws[0].device
+    gs, ws = yield from _to_owners(members, [job.gs, job.ws], device)
+    if ws:
+        mine = [members[i] for i in ws]
+        _create(job.rule, mine, group, list(ws.values()))
+        blocks = [member.blocks for member in mine] if job.rule.is_matrix_rule() else []
+        states = [member.state for member in mine]
+        update(replace(job, ws=list(ws.values()), gs=list(gs.values()), states=states, blocks=blocks))
+    new = yield from _to_shards(members, ws, [w.dtype for w in job.ws], device)
+    for i, w in new.items():
+        if w is not job.ws[i]:
+            job.ws[i].copy_(w)
+
+
+def _to_owners(
+    members: Sequence[Owned], kinds: Sequence[Sequence[Tensor]], device: torch.device
+) -> Generator[None, None, list[dict[int, Tensor]]]:
+    """Of every kind of tensor, given as this rank's parts by member: the wholes of what this rank owns, by member.
+
+    What every rank has whole stays where it is, and is handed on as it is.
+    """
+    layout = members[0].layout
     there = [
-        (i, rank, shards)
+        (i, rank, kind)
         for i, member in enumerate(members)
         if not member.layout.is_replicated
         for rank in member.layout.sources(member.owner)
-        for shards in (job.gs, job.ws)
+        for kind in range(len(kinds))
     ]
     moves = [
-        Move(rank, members[i].owner, members[i].layout.boxes[rank].shape, shards[i].dtype) for i, rank, shards in there
+        Move(rank, members[i].owner, members[i].layout.boxes[rank].shape, kinds[kind][i].dtype)
+        for i, rank, kind in there
     ]
-    given = {n: shards[i] for n, (i, rank, shards) in enumerate(there) if rank == layout.rank}
+    given = {n: kinds[kind][i] for n, (i, rank, kind) in enumerate(there) if rank == layout.rank}
     got = yield from exchange(layout.group, layout.rank, moves, given, device)
-
-    mine = [i for i, member in enumerate(members) if member.is_mine]
-    gs, ws = list(job.gs), list(job.ws)
-    for i in mine:
-        if not members[i].layout.is_replicated:
-            gs[i], ws[i] = (torch.empty(members[i].p.shape, dtype=x[i].dtype, device=device) for x in (job.gs, job.ws))
-    for n, (i, rank, shards) in enumerate(there):
+    wholes: list[dict[int, Tensor]] = [{} for _ in kinds]
+    for i, member in enumerate(members):
+        if member.is_mine:
+            for found, parts in zip(wholes, kinds, strict=True):
+                spread = not member.layout.is_replicated
+                found[i] = torch.empty(member.p.shape, dtype=parts[i].dtype, device=device) if spread else parts[i]
+    for n, (i, rank, kind) in enumerate(there):
         if members[i].is_mine:
-            members[i].layout.boxes[rank].of((gs if shards is job.gs else ws)[i]).copy_(got[n])
-    if mine:
-        _create(job.rule, [members[i] for i in mine], group, [ws[i] for i in mine])
-        states = [members[i].state for i in mine]
-        blocks = [members[i].blocks for i in mine] if job.rule.is_matrix_rule() else []
-        update(replace(job, ws=[ws[i] for i in mine], gs=[gs[i] for i in mine], states=states, blocks=blocks))
+            members[i].layout.boxes[rank].of(wholes[kind][i]).copy_(got[n])
+    return wholes
 
+
+def _to_shards(
+    members: Sequence[Owned], wholes: Mapping[int, Tensor], dtypes: Sequence[torch.dtype], device: torch.device
+) -> Generator[None, None, dict[int, Tensor]]:
+    """The opposite: from the wholes of what this rank owns to this rank's part of every member, where it has one."""
+    layout = members[0].layout
     back = [(i, rank) for i, member in enumerate(members) for rank, box in enumerate(member.layout.boxes) if box.numel]
-    moves = [Move(members[i].owner, rank, members[i].layout.boxes[rank].shape, job.ws[i].dtype) for i, rank in back]
-    given = {n: members[i].layout.boxes[rank].of(ws[i]) for n, (i, rank) in enumerate(back) if members[i].is_mine}
+    moves = [Move(members[i].owner, rank, members[i].layout.boxes[rank].shape, dtypes[i]) for i, rank in back]
+    given = {n: members[i].layout.boxes[rank].of(wholes[i]) for n, (i, rank) in enumerate(back) if i in wholes}
     got = yield from exchange(layout.group, layout.rank, moves, given, device)
-    for n, (i, rank) in enumerate(back):
-        if rank == layout.rank and got[n] is not job.ws[i]:
-            job.ws[i].copy_(got[n])
+    return {i: got[n] for n, (i, rank) in enumerate(back) if rank == layout.rank}
 
 
 def _create(
