@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need first.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-triton lint setup mutants calibrate bench ladder ladder-page routes clean
+.PHONY: demo test test-slow test-dist test-gpu test-triton lint setup mutants calibrate bench ladder ladder-page routes clean
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
@@ -10,10 +10,17 @@ demo: $(READY)  ## the main job on embedded text: verdict, intervals, report
 	.venv/bin/muonlab demo
 
 test: $(READY) lint  ## every test that takes seconds, on the CPU
-	$(TESTS) -m "not slow"
+	$(TESTS) -m "not slow and not dist"
 
 test-slow: $(READY)  ## the tests that take minutes
-	$(TESTS) -m slow
+	$(TESTS) -m "slow and not dist"
+
+test-dist: $(READY)  ## the whole matrix of training over ranks, with gloo on the CPU
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m dist
+
+test-gpu: $(READY)  ## what needs CUDA, and training over ranks with NCCL where there are several GPUs; says what it skips
+	MUONLAB_TEST_DEVICE=cuda $(PYTHON) -m pytest -q -rs tests/optim/test_sharding.py
+	$(PYTHON) -m pytest -q -rs tests/optim/test_cuda.py tests/kernels/test_triton_symmetric.py
 
 test-triton: $(READY)  ## the Triton kernels in Triton's interpreter, on the CPU (installs triton, 1 GB)
 	PIP_CONSTRAINT=constraints.txt $(PYTHON) -m pip install --quiet triton

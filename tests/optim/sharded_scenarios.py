@@ -1,0 +1,325 @@
+"""What each rank of test_sharding.py runs: a suite of scenarios, whose findings it writes to a file."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import distributed, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard
+
+import muonlab
+
+sys.path.insert(0, str(Path(__file__).parent))
+import sharded_training as training
+
+ONE_OF_A_KIND = ("Muon", "NorMuon", "AdamW")  # by directions, by weights, by itself
+SAVED = ("Muon", "NorMuon", "SOAP")
+VARIANTS = ("accumulated", "tied", "frozen", "unused", "empty", "experts", "few_experts", "buckets", "compiled")
+SECONDS = 5.0  # of a process group, after which a rank that hangs is given up
+Run = Callable[[], Any]
+
+
+def spread(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
+    """Training in every way against one process."""
+    ways = training.WAYS if number == 4 else ("ddp", "fsdp", "columns")
+    for way in ways:
+        for name in ONE_OF_A_KIND if quick or number != 4 else training.OPTIMIZERS:
+            yield f"spread {way} {name}", lambda way=way, name=name: invariance(way, name)
+    if number != 4:
+        return
+    for variant in VARIANTS:
+        for way in ("fsdp",) if quick else ("ddp", "fsdp", "hsdp", "fsdp_tp"):
+            for name in ("Muon",) if quick else (*ONE_OF_A_KIND, "MuonHyperball", "AdamMini"):
+                if variant != "compiled" or way != "ddp":
+                    yield f"{variant} {way} {name}", lambda v=variant, w=way, n=name: invariance(w, n, v)
+    for name in ("Muon", "AdamW") if quick else (*ONE_OF_A_KIND, "MuonHyperball", "Kron", "AdamMini", "SGD"):
+        yield f"placed anyhow {name}", lambda name=name: placed(name)
+        yield f"placed on two meshes {name}", lambda name=name: two_meshes(name)
+        for rounding in ("nearest", "master"):
+            yield f"placed {rounding} {name}", lambda n=name, r=rounding: placed(n, rounding=r, dtype=torch.bfloat16)
+
+
+def conduct(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
+    """How ranks agree, what they send, what they keep."""
+    for way in ("ddp", "fsdp", "hsdp"):
+        for name in SAVED:
+            yield f"reloaded {way} {name}", lambda way=way, name=name: reloaded(way, name)
+        yield f"nonfinite {way}", lambda way=way: nonfinite(way)
+        yield f"missing {way}", lambda way=way: missing(way)
+    yield "settings", settings
+    yield "versions", versions
+    yield "collectives", collectives
+    yield "diagnostics", diagnostics
+    for way, name in (("fsdp", "Muon"), ("hsdp", "Muon"), ("fsdp", "MuonHyperball"), ("ddp", "Muon")):
+        yield f"bytes {way} {name}", lambda way=way, name=name: sent_bytes(way, name)
+
+
+def save(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
+    for way in ("fsdp",) if quick else ("ddp", "fsdp", "hsdp", "fsdp_tp"):
+        for name in SAVED:
+            yield f"{way} {name}", lambda way=way, name=name: saved(way, name)
+
+
+def resume(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
+    for before in ("fsdp",) if quick else ("ddp", "fsdp", "hsdp", "fsdp_tp"):
+        for way in ("alone", "fsdp") if number == 1 else ("ddp", "fsdp"):
+            for name in SAVED:
+                yield f"{before} to {way} {name}", lambda b=before, w=way, n=name: resumed(b, w, n)
+
+
+def leave(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
+    """One rank leaves; `signal` it is told by the environment."""
+    yield "left", left
+
+
+SUITES = {found.__name__: found for found in (spread, conduct, save, resume, leave)}
+
+
+def invariance(way: str, name: str, variant: str = "") -> float:
+    size = (training.WIDTH, training.HIDDEN) if way not in training.EVEN else (8, 24)
+    changes: dict[str, Any] = {}
+    if name in training.SQUARE:
+        size = (size[0], size[0])
+    if variant == "empty":
+        size = (size[0], 3 if way not in training.EVEN else 2)
+    if variant == "tied":
+        changes["tied"] = True
+    if variant in ("experts", "few_experts"):
+        changes["num_experts"] = 4 if variant == "experts" else 6
+    reference, start, module = (_changed(training.model(*size, **changes), variant, name) for _ in range(3))
+    options = {"compile": "eager"} if variant == "compiled" else {}
+    if "experts" in variant and name != "AdamW":
+        options["roles"] = {"blocks.2.weight": "expert"}
+    training.train(reference, training.optimizer(name, reference, **options), range(training.STEPS))
+    module = training.WAYS[way](module)
+    rank, number = training.data_ranks(way)
+    restore = training.bucket_bytes(64) if variant == "buckets" else lambda: None
+    try:
+        opt = training.optimizer(name, module, **options)
+        training.train(module, opt, range(training.STEPS), rank, number, parts=3 if variant == "accumulated" else 1)
+    finally:
+        restore()
+    return training.error(*map(training.weights, (module, reference, start)))
+
+
+def _changed(module: nn.Module, variant: str, name: str) -> nn.Module:
+    if name in training.SQUARE:
+        module.to(torch.float64)
+    if variant == "frozen":
+        module.blocks[0].up.weight.requires_grad_(False)
+        module.norm.requires_grad_(False)
+    if variant == "unused":
+        module.unused = nn.Linear(training.WIDTH, training.WIDTH)
+    return module
+
+
+def placed(name: str, **settings: Any) -> float:
+    """Every sort of placement of a mesh with two dimensions, in one optimizer."""
+    return training.by_hand(name, training.PLACES, [training.grid("a", "b")], **settings)
+
+
+def two_meshes(name: str) -> float:
+    """Parameters over all ranks, and over pairs of them."""
+    world = init_device_mesh(training.DEVICE, (training.world(),))
+    return training.by_hand(name, [[Shard(0)], [Replicate()], [Shard(1)]], [world, training.grid("a", "b")["b"]])
+
+
+def reloaded(way: str, name: str) -> float:
+    """Two steps, the state dict loaded into a new optimizer, two more: against four."""
+    spread, rank, number = training.WAYS[way], *training.data_ranks(way)
+    module, through, start = spread(training.model()), spread(training.model()), training.model()
+    training.train(through, training.optimizer(name, through), range(4), rank, number)
+    first = training.optimizer(name, module)
+    training.train(module, first, range(2), rank, number)
+    again = training.optimizer(name, module)
+    again.load_state_dict(first.state_dict())
+    training.train(module, again, range(2, 4), rank, number)
+    return training.error(*map(training.weights, (module, through, start)))
+
+
+def nonfinite(way: str) -> tuple[bool, int]:
+    """Whether a NaN in one rank's gradient leaves the weights alone everywhere, and how many steps were skipped."""
+    module = training.WAYS[way](training.model())
+    opt = training.optimizer("Muon", module)
+    before = training.weights(module)
+    training.backward(module, 0, *training.data_ranks(way))
+    if distributed.get_rank() == 1:
+        p = _inner(module).blocks[0].up.weight
+        (p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad).fill_(float("nan"))
+    opt.step()
+    after = training.weights(module)
+    return all(torch.equal(before[n], after[n]) for n in before), opt.num_skipped
+
+
+def missing(way: str) -> str:
+    module = training.WAYS[way](training.model())
+    opt = training.optimizer("Muon", module)
+    training.backward(module, 0, *training.data_ranks(way))
+    if distributed.get_rank() == 2:
+        _inner(module).blocks[1].down.weight.grad = None
+    return _error_of(opt)
+
+
+def settings() -> str:
+    """A scheduler that looks at what only one rank sees."""
+    module = training.fsdp(training.model())
+    opt = training.optimizer("Muon", module)
+    training.backward(module, 0, *training.data_ranks("fsdp"))
+    if distributed.get_rank() == 3:
+        opt.param_groups[0]["lr"] /= 2
+    return _error_of(opt)
+
+
+def versions() -> str:
+    module = training.fsdp(training.model())
+    opt = training.optimizer("Muon", module)
+    training.backward(module, 0, *training.data_ranks("fsdp"))
+    before = muonlab.__version__
+    if distributed.get_rank() == 1:
+        muonlab.__version__ = "0.0.1"
+    try:
+        return _error_of(opt)
+    finally:
+        muonlab.__version__ = before
+
+
+def _error_of(opt: torch.optim.Optimizer) -> str:
+    try:
+        opt.step()
+    except RuntimeError as found:
+        return str(found)
+    return "no error"
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    return getattr(module, "module", module)
+
+
+def collectives() -> dict[str, int]:
+    """Of a second step of Muon on a fully sharded model."""
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    module = training.fsdp(training.model())
+    opt = training.optimizer("Muon", module)
+    training.train(module, opt, range(1), *training.data_ranks("fsdp"))
+    training.backward(module, 1, *training.data_ranks("fsdp"))
+    with CommDebugMode() as counted:
+        opt.step()
+    return {str(op): count for op, count in counted.get_comm_counts().items()}
+
+
+def diagnostics() -> tuple[dict[str, float], dict[str, float]]:
+    """Of a spread optimizer, and of one process."""
+    found = []
+    for way in (training.fsdp, lambda module: module):
+        module = way(training.model())
+        opt = training.optimizer("Muon", module)
+        rank = training.data_ranks("fsdp") if not found else ()
+        training.train(module, opt, range(2), *rank)
+        found.append(opt.diagnostics())
+    return found[0], found[1]
+
+
+def sent_bytes(way: str, name: str) -> tuple[int, int]:
+    """Bytes that leave all ranks together in the exchanges of a step, and those of the matrices."""
+    layers = nn.Sequential(*(nn.Linear(32, 32, bias=False) for _ in range(12))).to(training.DEVICE)
+    layers.blocks = list(layers)
+    module = training.WAYS[way](layers)
+    opt = training.optimizer(name, module, roles={name: "hidden" for name, _ in layers.named_parameters()})
+    for p in module.parameters():
+        p.grad = torch.randn_like(p)
+    exchanged = distributed.all_to_all_single
+    sent = torch.zeros(1, dtype=torch.int64, device=training.DEVICE)
+
+    def counting(into: torch.Tensor, out: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        sent.add_(out.numel() * out.element_size())
+        return exchanged(into, out, *args, **kwargs)
+
+    distributed.all_to_all_single = counting
+    try:
+        opt.step()
+    finally:
+        distributed.all_to_all_single = exchanged
+    distributed.all_reduce(sent)
+    return int(sent), sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+FOLDER = Path()
+
+
+def saved(way: str, name: str) -> None:
+    """Two steps, a checkpoint, two more steps, and the weights that they lead to."""
+    module = training.WAYS[way](_resumable(way, name))
+    opt = training.optimizer(name, module)
+    ranks = training.data_ranks(way)
+    training.train(module, opt, range(2), *ranks)
+    tensors, state = get_state_dict(module, opt)
+    dcp.save({"model": tensors, "optimizer": state}, checkpoint_id=FOLDER / f"{way}-{name}")
+    training.train(module, opt, range(2, 4), *ranks)
+    end = training.weights(module)
+    if distributed.get_rank() == 0:
+        torch.save(end, FOLDER / f"{way}-{name}.pt")
+
+
+def resumed(before: str, way: str, name: str) -> float:
+    module = _resumable(before, name)
+    start, ranks = training.weights(_resumable(before, name)), (0, 1)
+    if way != "alone":
+        module, ranks = training.WAYS[way](module), training.data_ranks(way)
+    opt = training.optimizer(name, module)
+    tensors, state = get_state_dict(module, opt)
+    dcp.load({"model": tensors, "optimizer": state}, checkpoint_id=FOLDER / f"{before}-{name}")
+    set_state_dict(module, opt, model_state_dict=tensors, optim_state_dict=state)
+    training.train(module, opt, range(2, 4), *ranks)
+    return training.error(training.weights(module), torch.load(FOLDER / f"{before}-{name}.pt"), start)
+
+
+def _resumable(way: str, name: str) -> nn.Module:
+    side, hidden = (training.WIDTH, training.HIDDEN) if way not in training.EVEN else (8, 24)
+    return _changed(training.model(side, side if name in training.SQUARE else hidden), "", name)
+
+
+def left() -> tuple[str, float]:
+    """After a step, the last rank gets the signal that NUMBER names; what the others see, and after how long."""
+    module = training.fsdp(training.model())
+    opt = training.optimizer("Muon", module)
+    ranks = training.data_ranks("fsdp")
+    training.train(module, opt, range(1), *ranks)
+    training.backward(module, 1, *ranks)
+    if distributed.get_rank() == training.world() - 1:
+        os.kill(os.getpid(), int(os.environ["NUMBER"]))
+    started = time.monotonic()
+    return _error_of(opt), time.monotonic() - started
+
+
+def main(suite: str, quick: bool, rank: int, number: int, folder: str) -> None:
+    global FOLDER
+    torch.set_num_threads(1)
+    backend = "gloo"
+    if training.DEVICE == "cuda":
+        torch.cuda.set_device(rank)
+        backend = "nccl"
+    FOLDER = Path(folder)
+    store = distributed.FileStore(f"{folder}/rendezvous-{suite}-{number}", number)
+    timeout = timedelta(seconds=SECONDS if suite == "leave" else 120)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=number, timeout=timeout)
+    found = {name: run() for name, run in SUITES[suite](quick, number)}
+    torch.save(found, FOLDER / f"{suite}-{number}-{rank}.pt")
+    with contextlib.suppress(RuntimeError):
+        distributed.destroy_process_group()
+    if suite == "leave":
+        os.kill(os.getpid(), signal.SIGKILL)  # threads of gloo wait for the rank that is gone
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2] == "quick", int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
