@@ -38,10 +38,10 @@ def spread(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
     if number != 4:
         return
     for variant in VARIANTS:
-        for way in ("fsdp",) if quick else ("ddp", "fsdp", "hsdp", "fsdp_tp"):
+        ways = ["fsdp"] if quick else ["ddp", "fsdp", "hsdp", "fsdp_tp"]
+        for way in [*ways, "columns"] if variant == "experts" else ways:
             for name in ("Muon",) if quick else (*ONE_OF_A_KIND, "MuonHyperball", "AdamMini"):
-                if variant != "compiled" or way != "ddp":
-                    yield f"{variant} {way} {name}", lambda v=variant, w=way, n=name: invariance(w, n, v)
+                yield f"{variant} {way} {name}", lambda v=variant, w=way, n=name: invariance(w, n, v)
     for name in ("Muon", "AdamW") if quick else (*ONE_OF_A_KIND, "MuonHyperball", "Kron", "AdamMini", "SGD"):
         yield f"placed anyhow {name}", lambda name=name: placed(name)
         yield f"placed on two meshes {name}", lambda name=name: two_meshes(name)

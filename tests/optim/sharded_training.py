@@ -154,8 +154,8 @@ def fsdp(module: Model) -> nn.Module:
 
 
 def columns(module: Model) -> nn.Module:
-    """FSDP2 along the second dimension of matrices."""
-    place = lambda p: Shard(1) if p.ndim == 2 and p.shape[1] % world() == 0 else Shard(0)  # noqa: E731
+    """FSDP2 along the second dimension of matrices, and of stacks of them."""
+    place = lambda p: Shard(1) if p.ndim >= 2 and p.shape[1] % world() == 0 else Shard(0)  # noqa: E731
     return sharded(module, init_device_mesh(DEVICE, (world(),)), shard_placement_fn=place)
 
 
