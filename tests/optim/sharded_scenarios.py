@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
 import muonlab
@@ -86,33 +86,43 @@ SUITES = {found.__name__: found for found in (spread, conduct, save, resume, lea
 
 
 def invariance(way: str, name: str, variant: str = "") -> float:
-    size = (training.WIDTH, training.HIDDEN) if way not in training.EVEN else (8, 24)
-    changes: dict[str, Any] = {}
-    if name in training.SQUARE:
-        size = (size[0], size[0])
-    if variant == "empty":
-        size = (size[0], 3 if way not in training.EVEN else 2)
-    if variant == "tied":
-        changes["tied"] = True
-    if variant in ("experts", "few_experts"):
-        changes["num_experts"] = 4 if variant == "experts" else 6
-    reference, start, module = (_changed(training.model(*size, **changes), variant, name) for _ in range(3))
-    options = {"compile": "eager"} if variant == "compiled" else {}
-    if "experts" in variant and name != "AdamW":
-        options["roles"] = {"blocks.2.weight": "expert"}
-    training.train(reference, training.optimizer(name, reference, **options), range(training.STEPS))
-    module = training.WAYS[way](module)
     rank, number = training.data_ranks(way)
+    even = way in training.EVEN
+    options = _options(variant, name)
+    module = training.WAYS[way](_start(name, variant, even))
     restore = training.bucket_bytes(64) if variant == "buckets" else lambda: None
     try:
         opt = training.optimizer(name, module, **options)
         training.train(module, opt, range(training.STEPS), rank, number, parts=3 if variant == "accumulated" else 1)
     finally:
         restore()
-    return training.error(*map(training.weights, (module, reference, start)))
+    return training.error(training.weights(module), *_alone(name, variant, even))
 
 
-def _changed(module: nn.Module, variant: str, name: str) -> nn.Module:
+@cache
+def _alone(name: str, variant: str, even: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights of one process after the training, and before."""
+    module = _start(name, variant, even)
+    before = training.weights(module)
+    training.train(module, training.optimizer(name, module, **_options(variant, name)), range(training.STEPS))
+    return training.weights(module), before
+
+
+def _options(variant: str, name: str) -> dict[str, Any]:
+    if variant == "compiled":
+        return {"compile": "eager"}
+    return {"roles": {"blocks.2.weight": "expert"}} if "experts" in variant and name != "AdamW" else {}
+
+
+def _start(name: str, variant: str, even: bool) -> nn.Module:
+    """The model before training; `even` where the ranks have to divide its sides."""
+    side, hidden = (8, 24) if even else (training.WIDTH, training.HIDDEN)
+    if name in training.SQUARE:
+        hidden = side
+    if variant == "empty":
+        hidden = 2 if even else 3
+    num_experts = {"experts": 4, "few_experts": 6}.get(variant, 0)
+    module = training.model(side, hidden, num_experts, tied=variant == "tied")
     if name in training.SQUARE:
         module.to(torch.float64)
     if variant == "frozen":
@@ -130,8 +140,8 @@ def placed(name: str, **settings: Any) -> float:
 
 def two_meshes(name: str) -> float:
     """Parameters over all ranks, and over pairs of them."""
-    world = init_device_mesh(training.DEVICE, (training.world(),))
-    return training.by_hand(name, [[Shard(0)], [Replicate()], [Shard(1)]], [world, training.grid("a", "b")["b"]])
+    meshes = [training.line(), training.grid("a", "b")["b"]]
+    return training.by_hand(name, [[Shard(0)], [Replicate()], [Shard(1)]], meshes)
 
 
 def reloaded(way: str, name: str) -> float:
@@ -259,7 +269,7 @@ FOLDER = Path()
 
 def saved(way: str, name: str) -> None:
     """Two steps, a checkpoint, two more steps, and the weights that they lead to."""
-    module = training.WAYS[way](_resumable(way, name))
+    module = training.WAYS[way](_start(name, "", way in training.EVEN))
     opt = training.optimizer(name, module)
     ranks = training.data_ranks(way)
     training.train(module, opt, range(2), *ranks)
@@ -272,8 +282,8 @@ def saved(way: str, name: str) -> None:
 
 
 def resumed(before: str, way: str, name: str) -> float:
-    module = _resumable(before, name)
-    start, ranks = training.weights(_resumable(before, name)), (0, 1)
+    module = _start(name, "", before in training.EVEN)
+    start, ranks = training.weights(module), (0, 1)
     if way != "alone":
         module, ranks = training.WAYS[way](module), training.data_ranks(way)
     opt = training.optimizer(name, module)
@@ -282,11 +292,6 @@ def resumed(before: str, way: str, name: str) -> float:
     set_state_dict(module, opt, model_state_dict=tensors, optim_state_dict=state)
     training.train(module, opt, range(2, 4), *ranks)
     return training.error(training.weights(module), torch.load(FOLDER / f"{before}-{name}.pt"), start)
-
-
-def _resumable(way: str, name: str) -> nn.Module:
-    side, hidden = (training.WIDTH, training.HIDDEN) if way not in training.EVEN else (8, 24)
-    return _changed(training.model(side, side if name in training.SQUARE else hidden), "", name)
 
 
 def left() -> tuple[str, float]:

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -149,18 +150,24 @@ def world() -> int:
     return distributed.get_world_size()
 
 
+@cache
+def line() -> Any:
+    return init_device_mesh(DEVICE, (world(),))
+
+
+@cache
+def grid(*names: str) -> Any:
+    return init_device_mesh(DEVICE, (2, world() // 2), mesh_dim_names=names)
+
+
 def fsdp(module: Model) -> nn.Module:
-    return sharded(module, init_device_mesh(DEVICE, (world(),)))
+    return sharded(module, line())
 
 
 def columns(module: Model) -> nn.Module:
     """FSDP2 along the second dimension of matrices, and of stacks of them."""
     place = lambda p: Shard(1) if p.ndim >= 2 and p.shape[1] % world() == 0 else Shard(0)  # noqa: E731
-    return sharded(module, init_device_mesh(DEVICE, (world(),)), shard_placement_fn=place)
-
-
-def grid(*names: str) -> Any:
-    return init_device_mesh(DEVICE, (2, world() // 2), mesh_dim_names=names)
+    return sharded(module, line(), shard_placement_fn=place)
 
 
 def hsdp(module: Model) -> nn.Module:
@@ -174,7 +181,7 @@ def _tensor_parallel(module: Model, mesh: Any) -> None:
 
 
 def tp(module: Model) -> nn.Module:
-    _tensor_parallel(module, init_device_mesh(DEVICE, (world(),)))
+    _tensor_parallel(module, line())
     return module
 
 

@@ -96,7 +96,7 @@ def cases(suite: str, *numbers: int) -> Iterator[Any]:
             yield pytest.param(number, False, name, id=f"full-{number}-{name}", marks=pytest.mark.dist)
 
 
-@pytest.mark.parametrize(("number", "quick", "name"), cases("spread", 4))
+@pytest.mark.parametrize(("number", "quick", "name"), list(cases("spread", 4)))
 def test_the_same_weights_as_one_process(run, number, quick, name):
     bound = HALF_ROUNDING if name.startswith("placed nearest") else ROUNDING
     assert max(rank[name] for rank in run("spread", number, quick)) < bound
@@ -166,7 +166,7 @@ def test_diagnostics_are_those_of_one_process(run):
         assert spread == pytest.approx(alone, rel=1e-3)
 
 
-@pytest.mark.parametrize(("number", "quick", "name"), cases("resume", 1, 2, 3))
+@pytest.mark.parametrize(("number", "quick", "name"), list(cases("resume", 1, 2, 3)))
 def test_a_checkpoint_goes_on_with_other_ranks(run, number, quick, name):
     run("save", 4, quick)
     assert max(rank[name] for rank in run("resume", number, quick)) < ROUNDING
