@@ -103,6 +103,12 @@ class OrthogonalRule(Rule):
     def polar_each(self, us: Sequence[Tensor]) -> list[Tensor]:
         return polar_each(us, **self._polar, eps=self.eps)
 
+    def matrix_dtype(self, shape: tuple[int, ...], dtype: torch.dtype, device_type: str) -> torch.dtype:
+        if type(self).matrix_each is not OrthogonalRule.matrix_each:
+            return dtype
+        inner = resolve(*shape[-2:], **self._polar, device_type=device_type).dtype
+        return inner if inner.itemsize < dtype.itemsize else dtype
+
     def scale(self, shape: tuple[int, ...]) -> float:
         return update_scale(*shape[-2:], self.adjust_lr_fn)
 

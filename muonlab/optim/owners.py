@@ -144,7 +144,7 @@ def _buckets(indices: Sequence[int], members: Sequence[Owned]) -> Iterator[list[
 
 
 def _by_directions(job: Job, members: Sequence[Owned], group: Mapping[str, Any]) -> Transfer:
-    rule, t = job.rule, job.t
+    rule, t, device = job.rule, job.t, job.ws[0].device
     held = [i for i, w in enumerate(job.ws) if w.numel()]
     part = job.part(held)
     dtype = torch.float32 if job.rounding != "nearest" else job.ws[0].dtype
@@ -152,7 +152,7 @@ def _by_directions(job: Job, members: Sequence[Owned], group: Mapping[str, Any])
     if held:
         for i, u in zip(held, rule.local_each(gradients(part, None), part.ws, part.states, t), strict=True):
             shards[i] = u.to(dtype)
-    (wholes,) = yield from _to_owners(members, [shards], job.ws[0].device)
+    (wholes,) = yield from _to_owners(members, [shards], device)
 
     scales = [{rule.scale(block.shape) for block in member.blocks} for member in members]
     if wholes:
@@ -167,13 +167,23 @@ def _by_directions(job: Job, members: Sequence[Owned], group: Mapping[str, Any])
             target = block.of(wholes[mine[k]])
             target.copy_((u if scale == 1.0 else u * scale).reshape(target.shape))
 
-    us = yield from _to_shards(members, wholes, [dtype] * len(members), job.ws[0].device)
+    dtypes = [
+        _exact_dtype(rule, member, dtype, device) if len(scale) == 1 else dtype
+        for member, scale in zip(members, scales, strict=True)
+    ]
+    us = yield from _to_shards(members, wholes, dtypes, device)
     pieces = [
-        Piece(job.ws[i], job.states[i].get("master"), us[i], next(iter(scales[i])) if len(scales[i]) == 1 else 1.0)
+        Piece(job.ws[i], job.states[i].get("master"), us[i].to(dtype), min(scales[i]) if len(scales[i]) == 1 else 1.0)
         for i in held
     ]
     if pieces:
         apply(part, pieces, None)
+
+
+def _exact_dtype(rule: Rule, member: Owned, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which a direction comes back without loss."""
+    found = (rule.matrix_dtype(block.shape, dtype, device.type) for block in member.blocks)
+    return max(found, key=lambda one: one.itemsize)
 
 
 def _by_weights(job: Job, members: Sequence[Owned], group: Mapping[str, Any]) -> Transfer:
@@ -231,7 +241,9 @@ def _to_shards(
     layout = members[0].layout
     back = [(i, rank) for i, member in enumerate(members) for rank, box in enumerate(member.layout.boxes) if box.numel]
     moves = [Move(members[i].owner, rank, members[i].layout.boxes[rank].shape, dtypes[i]) for i, rank in back]
-    given = {n: members[i].layout.boxes[rank].of(wholes[i]) for n, (i, rank) in enumerate(back) if i in wholes}
+    given = {
+        n: members[i].layout.boxes[rank].of(wholes[i]).to(dtypes[i]) for n, (i, rank) in enumerate(back) if i in wholes
+    }
     got = yield from exchange(layout.group, layout.rank, moves, given, device)
     return {i: got[n] for n, (i, rank) in enumerate(back) if rank == layout.rank}
 

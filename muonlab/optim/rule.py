@@ -151,6 +151,10 @@ class Rule:
         """Element- or row-wise stage after `matrix`; sees matrices too."""
         return u
 
+    def matrix_dtype(self, shape: Shape, dtype: torch.dtype, device_type: str) -> torch.dtype:
+        """The narrowest that is known to hold exactly what `matrix` returns, in `dtype`, for a matrix of that shape."""
+        return dtype
+
     def local_each(
         self, gs: Sequence[Tensor], ws: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], t: int
     ) -> list[Tensor]:

@@ -24,7 +24,18 @@ import sharded_training as training
 
 ONE_OF_A_KIND = ("Muon", "NorMuon", "AdamW")  # by directions, by weights, by itself
 SAVED = ("Muon", "NorMuon", "SOAP")
-VARIANTS = ("accumulated", "tied", "frozen", "unused", "empty", "experts", "few_experts", "buckets", "compiled")
+VARIANTS = (
+    "halved",
+    "accumulated",
+    "tied",
+    "frozen",
+    "unused",
+    "empty",
+    "experts",
+    "few_experts",
+    "buckets",
+    "compiled",
+)
 SECONDS = 5.0  # of a process group, after which a rank that hangs is given up
 Run = Callable[[], Any]
 
@@ -61,7 +72,8 @@ def conduct(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
     yield "collectives", collectives
     yield "diagnostics", diagnostics
     for way, name in (("fsdp", "Muon"), ("hsdp", "Muon"), ("fsdp", "MuonHyperball"), ("ddp", "Muon")):
-        yield f"bytes {way} {name}", lambda way=way, name=name: sent_bytes(way, name)
+        for dtype in ("float32", "bfloat16"):
+            yield f"bytes {way} {name} {dtype}", lambda w=way, n=name, d=dtype: sent_bytes(w, n, polar_dtype=d)
 
 
 def save(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
@@ -111,6 +123,8 @@ def _alone(name: str, variant: str, even: bool) -> tuple[dict[str, torch.Tensor]
 def _options(variant: str, name: str) -> dict[str, Any]:
     if variant == "compiled":
         return {"compile": "eager"}
+    if variant == "halved" and "Muon" in name:
+        return {"polar_dtype": "bfloat16"}
     return {"roles": {"blocks.2.weight": "expert"}} if "experts" in variant and name != "AdamW" else {}
 
 
@@ -240,12 +254,13 @@ def diagnostics() -> tuple[dict[str, float], dict[str, float]]:
     return found[0], found[1]
 
 
-def sent_bytes(way: str, name: str) -> tuple[int, int]:
+def sent_bytes(way: str, name: str, **settings: Any) -> tuple[int, int]:
     """Bytes that leave all ranks together in the exchanges of a step, and those of the matrices."""
     layers = nn.Sequential(*(nn.Linear(32, 32, bias=False) for _ in range(12))).to(training.DEVICE)
     layers.blocks = list(layers)
     module = training.WAYS[way](layers)
-    opt = training.optimizer(name, module, roles={name: "hidden" for name, _ in layers.named_parameters()})
+    roles = {parameter: "hidden" for parameter, _ in layers.named_parameters()}
+    opt = training.optimizer(name, module, roles=roles, **settings)
     for p in module.parameters():
         p.grad = torch.randn_like(p)
     exchanged = distributed.all_to_all_single

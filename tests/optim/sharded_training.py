@@ -31,7 +31,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Scion": {"lr": 0.02, **EXACT_POLAR},
     "OrthogonalSGDM": {"lr": 0.02, **EXACT_POLAR},
     "SOAP": {"lr": 0.003},
-    "SOAPMuon": {"lr": 0.003, **EXACT_POLAR},
+    "SOAPMuon": {"lr": 0.003, "polar": "exact"},
     "Shampoo": {"lr": 0.003},
     "Kron": {"lr": 0.003},
     "AdamW": {"lr": 0.01},
