@@ -53,6 +53,8 @@ def spread(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
         for way in [*ways, "columns"] if variant == "experts" else ways:
             for name in ("Muon",) if quick else (*ONE_OF_A_KIND, "MuonHyperball", "AdamMini"):
                 yield f"{variant} {way} {name}", lambda v=variant, w=way, n=name: invariance(w, n, v)
+    for way in ("ddp", "fsdp", "fsdp_tp"):
+        yield f"observed {way} Sophia", lambda way=way: invariance(way, "Sophia", "observed")
     for name in ("Muon", "AdamW") if quick else (*ONE_OF_A_KIND, "MuonHyperball", "Kron", "AdamMini", "SGD"):
         yield f"placed anyhow {name}", lambda name=name: placed(name)
         yield f"placed on two meshes {name}", lambda name=name: two_meshes(name)
@@ -105,7 +107,8 @@ def invariance(way: str, name: str, variant: str = "") -> float:
     restore = training.bucket_bytes(64) if variant == "buckets" else lambda: None
     try:
         opt = training.optimizer(name, module, **options)
-        training.train(module, opt, range(training.STEPS), rank, number, parts=3 if variant == "accumulated" else 1)
+        how = {"parts": 3 if variant == "accumulated" else 1, "observing": variant == "observed"}
+        training.train(module, opt, range(training.STEPS), rank, number, **how)
     finally:
         restore()
     return training.error(training.weights(module), *_alone(name, variant, even))
@@ -116,7 +119,8 @@ def _alone(name: str, variant: str, even: bool) -> tuple[dict[str, torch.Tensor]
     """Weights of one process after the training, and before."""
     module = _start(name, variant, even)
     before = training.weights(module)
-    training.train(module, training.optimizer(name, module, **_options(variant, name)), range(training.STEPS))
+    opt = training.optimizer(name, module, **_options(variant, name))
+    training.train(module, opt, range(training.STEPS), observing=variant == "observed")
     return training.weights(module), before
 
 

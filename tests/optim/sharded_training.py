@@ -31,7 +31,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Scion": {"lr": 0.02, **EXACT_POLAR},
     "OrthogonalSGDM": {"lr": 0.02, **EXACT_POLAR},
     "SOAP": {"lr": 0.003},
-    "SOAPMuon": {"lr": 0.003, "polar": "exact"},
+    "SOAPMuon": {"lr": 0.003, **EXACT_POLAR},
     "Shampoo": {"lr": 0.003},
     "Kron": {"lr": 0.003},
     "AdamW": {"lr": 0.01},
@@ -119,16 +119,25 @@ def _synchronises(module: nn.Module, *, last: bool) -> None:
 
 
 def train(
-    module: nn.Module, opt: torch.optim.Optimizer, steps: range, rank: int = 0, world: int = 1, parts: int = 1
+    module: nn.Module,
+    opt: torch.optim.Optimizer,
+    steps: range,
+    rank: int = 0,
+    world: int = 1,
+    *,
+    parts: int = 1,
+    observing: bool = False,
 ) -> None:
     for step in steps:
         opt.zero_grad()
         backward(module, step, rank, world, parts)
+        if observing:
+            opt.observe(SAMPLES)
         step_strictly(opt)
 
 
 def step_strictly(opt: torch.optim.Optimizer) -> None:
-    """A step in which every warning is an error, but that of Sophia, which observes nothing here."""
+    """A step in which every warning is an error, but that of Sophia where it observes nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*without an observation")
