@@ -33,9 +33,12 @@ class Laboratory:
         return self.workers or (cores if self.device == "cpu" else 1)
 
     def run(
-        self, protocol: Any, expected_tokens: float, eval_steps: frozenset[int] = frozenset()
+        self, protocol: Any, expected_tokens: float, eval_steps: frozenset[int] = frozenset(), executor: Any = None
     ) -> tuple[Any, "Outcome"]:
-        """Drive a protocol to its end with the store as memory; its result and what it took."""
+        """Drive a protocol to its end with the store as memory; its result and what it took.
+
+        Runs are made by `executor`; if there is none, by processes on this machine.
+        """
         from muonlab.cli.progress import Progress
         from muonlab.execute.executor import Observation
         from muonlab.execute.local import LocalExecutor
@@ -44,7 +47,7 @@ class Laboratory:
         from muonlab.study.protocol import drive
 
         with Store(self.store_url) as store, Progress(expected_tokens, quiet=not self.show_progress) as progress:
-            executor = LocalExecutor(
+            executor = executor or LocalExecutor(
                 workers=self.num_workers,
                 threads=self.threads,
                 artifacts=self.artifacts,

@@ -22,7 +22,7 @@ from muonlab.execute.executor import Observation
 from muonlab.execute.signals import signals_held
 from muonlab.records import Record, RunSpec
 
-__all__ = ["InlineExecutor", "LocalExecutor"]
+__all__ = ["InlineExecutor", "LocalExecutor", "run_here"]
 
 MAX_ATTEMPTS = 2
 PRELOAD = ["muonlab.train.loop", "torch._dynamo"]  # imported once in the fork server, not once per run
@@ -42,7 +42,7 @@ class InlineExecutor:
 
     def run(self, specs: Sequence[RunSpec], observation: Observation) -> Generator[Record, None, None]:
         for spec in specs:
-            yield _train(spec, observation.eval_steps, self.artifacts, self.checkpoint_seconds, observation.on_tokens)
+            yield run_here(spec, observation.eval_steps, self.artifacts, self.checkpoint_seconds, observation.on_tokens)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _child_main(
             unsent[:] = [0, time.monotonic()]
 
     try:
-        record = _train(spec, eval_steps, artifacts, checkpoint_seconds, on_tokens, stop)
+        record = run_here(spec, eval_steps, artifacts, checkpoint_seconds, on_tokens, stop)
         connection.send(("tokens", unsent[0]))
         connection.send(("record", record.to_dict()))
     except UsageError as error:
@@ -236,19 +236,22 @@ def _follow_driver(connection: Connection, stop: threading.Event) -> None:
     os._exit(1)
 
 
-def _train(
+def run_here(
     spec: RunSpec,
     eval_steps: frozenset[int],
     artifacts: Path | None,
     checkpoint_seconds: float,
     on_tokens: Any,
     stop: threading.Event | None = None,
+    ranks: Any = None,
 ) -> Record:
-    """One run in this process; an exception of the run itself becomes a `failed` record."""
+    """One run in this process; an exception of the run itself becomes a `failed` record, but on ranks that follow."""
     from muonlab.train.checkpoint import Checkpoints
     from muonlab.train.loop import Interrupted, train
+    from muonlab.train.ranks import Alone
 
-    checkpoints = Checkpoints(artifacts / spec.key, checkpoint_seconds) if artifacts else None
+    ranks = ranks or Alone()
+    checkpoints = Checkpoints(artifacts / spec.key, checkpoint_seconds, ranks) if artifacts else None
     try:
         return train(
             spec,
@@ -256,10 +259,13 @@ def _train(
             checkpoints=checkpoints,
             on_step=lambda step: on_tokens(spec.batch_tokens),
             should_stop=stop.is_set if stop else lambda: False,
+            ranks=ranks,
         )
     except (UsageError, Interrupted):
         raise
     except Exception as error:
+        if ranks.rank:
+            raise
         first = f"{type(error).__name__}: {error}".splitlines()[0]
         return _failed(spec, f"{first}\n{traceback.format_exc()}", 1)
 

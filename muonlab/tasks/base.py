@@ -57,4 +57,6 @@ class PublishesRoles(Protocol):
 #     optimizers that observe curvature (Sophia) ask for now and then.
 # `fingerprint() -> str`: hash of the data; the options and the hash of the source identify it otherwise.
 # `check(batch_samples: int) -> None`: raises UsageError where a batch exceeds the data.
+# `tensor_parallel_plan(model, size: int) -> dict`: module name -> ParallelStyle, as parallelize_module of
+#     torch.distributed.tensor.parallel takes it, for `--parallel tp=SIZE`.
 # `roles` may give plain strings ("hidden") instead of `Role`, so that a task need not import muonlab.

@@ -8,6 +8,7 @@ Shape suffixes
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 from muonlab.errors import UsageError, unknown
 from muonlab.roles import Role
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor.parallel import ParallelStyle
 
 __all__ = ["Decoder", "DecoderConfig"]
 
@@ -121,14 +125,14 @@ class Attention(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.num_heads, self.qk_norm = config.heads, config.qk_norm
+        self.head_width, self.qk_norm = config.width // config.heads, config.qk_norm
         self.q = _linear(config.width, config.width)
         self.k = _linear(config.width, config.width)
         self.v = _linear(config.width, config.width)
         self.o = _linear(config.width, config.width)
 
     def forward(self, x_BTD: Tensor, turns_T1P2: Tensor) -> Tensor:
-        q_BTHE, k_BTHE, v_BTHE = (m(x_BTD).unflatten(-1, (self.num_heads, -1)) for m in (self.q, self.k, self.v))
+        q_BTHE, k_BTHE, v_BTHE = (m(x_BTD).unflatten(-1, (-1, self.head_width)) for m in (self.q, self.k, self.v))
         if self.qk_norm:
             q_BTHE, k_BTHE = (F.rms_norm(x, x.shape[-1:], eps=NORM_EPS) for x in (q_BTHE, k_BTHE))
         q_BTHE, k_BTHE = rotate(q_BTHE, turns_T1P2), rotate(k_BTHE, turns_T1P2)
@@ -221,6 +225,26 @@ class Decoder(nn.Module):
             else:
                 found[name] = Role.HIDDEN if parameter.ndim == 2 else Role.VECTOR
         return found
+
+    def tensor_parallel_plan(self, size: int) -> dict[str, "ParallelStyle"]:
+        """What goes into a block by columns comes out of it by rows; heads stay whole.
+
+        Raises   UsageError for a number of ranks that does not divide heads or MLP
+        """
+        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+
+        for name in ("heads", "hidden"):
+            if getattr(self.config, name) % size:
+                raise UsageError(
+                    f"tp={size} must divide {name}, which is {getattr(self.config, name)}: change the shape"
+                )
+        outputs = ("attention.o", "mlp.down")
+        return {
+            f"blocks.{k}.{name}": RowwiseParallel() if name in outputs else ColwiseParallel()
+            for k, block in enumerate(self.blocks)
+            for name, module in block.named_modules()
+            if isinstance(module, nn.Linear)
+        }
 
     def num_params(self) -> dict[Role, int]:
         """Role -> number of parameters, each counted once."""

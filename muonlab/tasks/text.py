@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -122,6 +122,9 @@ class NextToken(ABC):
 
     def roles(self, model: Decoder) -> dict[str, Role]:
         return model.roles()
+
+    def tensor_parallel_plan(self, model: Decoder, size: int) -> dict[str, Any]:
+        return model.tensor_parallel_plan(size)
 
     def flops_per_token(self, model: Decoder) -> float:
         return model.config.flops_per_token(self.seq_len)

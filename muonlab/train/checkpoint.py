@@ -6,8 +6,9 @@ import os
 import random
 import shutil
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,63 +16,142 @@ import numpy as np
 import torch
 
 from muonlab.errors import UsageError
+from muonlab.train.ranks import Alone
 
 __all__ = ["Checkpoints", "restore_rng", "rng_state"]
 
 KEEP = 2
+TENSORS = ("model", "optimizer")  # parts of a state that ranks write together
+State = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoint folder of one run. `seconds` is the time between two checkpoints; short runs write none."""
+    """The checkpoint folder of one run. `seconds` is the time between two checkpoints; short runs write none.
+
+    A process alone writes a file, ranks a folder, by torch.distributed.checkpoint. Either gets its name when it is
+    complete, and either can be loaded by any number of ranks.
+    """
 
     folder: Path
     seconds: float = 60.0
+    ranks: Alone = field(default_factory=Alone)
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write `state` as of `step`; older ones beyond the last two are removed afterwards.
+    def save(self, step: int, state: State) -> None:
+        """Write `state` as of `step`; older ones beyond the last two are removed afterwards. A collective.
 
         Raises   UsageError if the disk is full or the folder can't be written; earlier checkpoints stay
         """
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getvalue()
-        path = self.folder / f"step-{step:09d}.pt"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        path = self.folder / f"step-{step:09d}{'.pt' if self.ranks.world_size == 1 else ''}"
+        temporary = path.with_suffix(f".{self.ranks.gathered(os.getpid())[0]}.tmp")
+        trouble = ""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(hashlib.sha256(content).digest() + content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            if self.ranks.world_size == 1:
+                _write(temporary, state)
+            else:
+                self._write_shards(temporary, state)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
-            raise UsageError(f"cannot write checkpoint {path}: {error.strerror or error}") from error
-        for old in self._paths()[:-KEEP]:
-            old.unlink(missing_ok=True)
+            trouble = error.strerror or str(error)
+        trouble = next(filter(None, self.ranks.gathered(trouble)), "")
+        if self.ranks.rank == 0 and not trouble:
+            os.replace(temporary, path)
+            for old in self._paths()[:-KEEP]:
+                _remove(old)
+        elif self.ranks.rank == 0:
+            _remove(temporary)
+        if trouble:
+            raise UsageError(f"cannot write checkpoint {path}: {trouble}")
+        self.ranks.gathered(None)  # nobody goes on, and looks for it, before it is there
 
-    def load(self) -> dict[str, Any] | None:
-        """The newest checkpoint whose hash is right, or None. A damaged one is passed over with a warning."""
-        for path in reversed(self._paths()):
+    def _write_shards(self, folder: Path, state: State) -> None:
+        from torch.distributed.checkpoint import save
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        tensors = {name: state[name] for name in TENSORS}
+        try:
+            save(tensors, checkpoint_id=folder)
+        except CheckpointException as error:  # not an Exception
+            raise OSError(_first_line(error)) from error
+        if self.ranks.rank == 0:
+            _write(folder / REST, {name: value for name, value in state.items() if name not in TENSORS})
+
+    def load(self, template: Callable[[], State]) -> State | None:
+        """The newest checkpoint that is whole, or None; a damaged one is passed over with a warning. A collective.
+
+        `template` gives tensors to fill, on the ranks that load; "whole" says whether each has got all of them.
+        """
+        for path in reversed(self.ranks.gathered(self._paths())[0]):
+            state, reason = None, ""
             try:
-                content = path.read_bytes()
-                if hashlib.sha256(content[32:]).digest() == content[:32]:
-                    return torch.load(io.BytesIO(content[32:]), weights_only=True)
-                reason = "is damaged"
+                state = self._read_shards(path, template) if path.is_dir() else {**_read(path), "whole": True}
             except OSError as error:
-                reason = f"can't be read ({error.strerror})"
+                reason = f"can't be read ({error.strerror or error})"
+            except _Damaged:
+                reason = "is damaged"
             except Exception as error:  # torch.load has many: the hash is right, so somebody else wrote it
                 reason = f"is none of ours ({type(error).__name__})"
-            warnings.warn(f"checkpoint {path} {reason}; using the one before it", stacklevel=2)
+            reason = next(filter(None, self.ranks.gathered(reason)), "")
+            if not reason:
+                return state
+            if self.ranks.rank == 0:
+                warnings.warn(f"checkpoint {path} {reason}; using the one before it", stacklevel=2)
         return None
 
+    def _read_shards(self, folder: Path, template: Callable[[], State]) -> State:
+        from torch.distributed.checkpoint import load
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        tensors = template()
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")
+                load(tensors, checkpoint_id=folder, no_dist=self.ranks.world_size == 1)
+        except CheckpointException as error:  # not an Exception
+            raise _Damaged(_first_line(error)) from error
+        return {**_read(folder / REST), **tensors, "whole": False}
+
     def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.ranks.rank == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.pt"))
+        return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".tmp")
+
+
+class _Damaged(Exception):
+    """A file that is not as it was written."""
+
+
+REST = "run.pt"
+
+
+def _write(path: Path, state: State) -> None:
+    """A file that begins with the hash of the rest."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    with open(path, "wb") as file:
+        file.write(hashlib.sha256(content).digest() + content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> State:
+    content = path.read_bytes()
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        raise _Damaged
+    return torch.load(io.BytesIO(content[32:]), weights_only=True)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def rng_state(device: str) -> dict[str, Any]:

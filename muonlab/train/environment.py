@@ -26,11 +26,13 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Machine, versions and threads. `machine` is equal for runs whose times may be compared."""
+def environment(device: str, num_ranks: int = 1, parallel: str = "") -> dict[str, Any]:
+    """Machine, versions, threads and ranks. `machine` is equal for runs whose times may be compared."""
     hardware = torch.cuda.get_device_name() if device == "cuda" else _cpu_model()
+    spread = {"ranks": num_ranks, "parallel": parallel} if num_ranks > 1 else {}
     return {
-        "machine": f"{hardware}, {os.cpu_count()} cores",
+        "machine": f"{hardware}, {os.cpu_count()} cores" + (f", {num_ranks} ranks by {parallel}" if spread else ""),
+        **spread,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

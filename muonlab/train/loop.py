@@ -3,10 +3,11 @@
 import math
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from statistics import mean, median
 from typing import Any
 
@@ -22,10 +23,13 @@ from muonlab.tasks import catalog as tasks
 from muonlab.tasks.base import Task
 from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state
 from muonlab.train.environment import environment, peak_bytes
+from muonlab.train.ranks import Alone
 from muonlab.train.schedules import lr_factor, progress_at
 
 __all__ = ["Interrupted", "check_observation", "to_device", "train"]
 
+ALONE = Alone()
+RANK_STRIDE = 104_729  # between the seeds of ranks, so that no two runs share one by chance
 CURVE_POINTS = 256  # a longer training curve is averaged down to this many points
 WINDOW_STEPS = 10  # over which step times are averaged: preconditioners are refreshed every tenth step, or more often
 
@@ -42,30 +46,33 @@ def train(
     checkpoints: Checkpoints | None = None,
     on_step: Callable[[int], None] = lambda step: None,
     should_stop: Callable[[], bool] = lambda: False,
+    ranks: Alone = ALONE,
 ) -> Record:
     """Train `spec` to its horizon and evaluate on the whole held-out split.
 
     The same spec on the same machine and number of threads gives the same record bit for bit, also when it was
-    stopped and resumed from a checkpoint. A non-finite loss or gradient norm ends the run as `diverged`, before
-    the update. `eval_steps` adds held-out losses for curves; they change nothing else.
+    stopped and resumed from a checkpoint; on other `ranks`, which all call this, to float rounding. A non-finite loss
+    or gradient norm ends the run as `diverged`, before the update. `eval_steps` adds held-out losses for curves; they
+    change nothing else.
 
     Raises   UsageError for a spec that can't be run; Interrupted when `should_stop` says so
     """
     task = task or tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
-    run = _Run(spec, task)
-    if checkpoints and (state := checkpoints.load()):
+    run = _Run(spec, task, ranks)
+    if checkpoints and (state := checkpoints.load(run.weights_and_state)):
         run.load_state_dict(state, eval_steps)
     saved = time.monotonic()
     while run.step < spec.num_steps and run.diverged_step is None:
-        if should_stop():
-            if checkpoints:
+        if ranks.largest(should_stop()):
+            if checkpoints and run.step:
                 checkpoints.save(run.step, run.state_dict())
             raise Interrupted
         run.advance()
         if run.step in eval_steps and run.diverged_step is None:
             run.observe()
         on_step(run.step)
-        if checkpoints and time.monotonic() - saved > checkpoints.seconds and run.step < spec.num_steps:
+        due = checkpoints and time.monotonic() - saved > checkpoints.seconds and run.step < spec.num_steps
+        if ranks.largest(bool(due)):
             checkpoints.save(run.step, run.state_dict())
             saved = time.monotonic()
     record = run.finish()
@@ -80,6 +87,7 @@ class _Run:
 
     spec: RunSpec
     task: Task
+    ranks: Alone
     step: int = 0
     losses: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
@@ -94,19 +102,24 @@ class _Run:
         spec, self.started = self.spec, time.perf_counter()
         self.samples = _samples(spec, self.task)
         self.micro_samples = _micro_samples(spec, self.task, self.samples)
+        self.device, self.part = self.ranks.device(spec.device), self.ranks.part(self.micro_samples)
         if hasattr(self.task, "check"):
             self.task.check(self.samples)
         torch.manual_seed(spec.seed)
         np.random.seed(spec.seed % 2**32)
         random.seed(spec.seed)
-        self.model = self.task.build().to(spec.device)
+        self.model = self.task.build().to(self.device)
         cls = optimizers.get(spec.optimizer, spec.optimizer_source, numerics=str(spec.numerics.get("rule", "")))
         roles = tasks.roles_of(self.task, self.model)
-        self.optimizer = optimizers.build(cls, self.model, roles, spec.hyperparameters)
+        spread = self.ranks.spread(self.task, self.model)
+        self.optimizer = optimizers.build(cls, spread, roles, spec.hyperparameters)
         check_observation(self.optimizer, self.task)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.params = [p for p in self.model.parameters() if p.requires_grad]
-        self.forward: nn.Module = torch.compile(self.model) if spec.compile else self.model
+        self.spread: nn.Module = spread
+        self.forward: nn.Module = torch.compile(spread) if spec.compile else spread
+        if self.ranks.data_rank:  # other dropout than that of the first
+            torch.manual_seed(spec.seed + self.ranks.data_rank * RANK_STRIDE)
 
     def advance(self) -> None:
         """One step, or the discovery that the run has diverged."""
@@ -124,7 +137,7 @@ class _Run:
             self.optimizer.zero_grad(set_to_none=True)
             self.num_observations += 1
         loss = self._backward(start, self.task.loss)
-        norm = float(nn.utils.clip_grad_norm_(self.params, self.spec.clip or math.inf))
+        norm = self.ranks.clip(self.params, self.spec.clip or math.inf)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = "loss" if not math.isfinite(loss) else "gradient norm"
             self.diverged_step, self.reason = step, f"{what} not finite at step {step}"
@@ -136,15 +149,17 @@ class _Run:
 
     def _backward(self, start: int, loss_of: Callable[[nn.Module, Any], Tensor]) -> float:
         parts = self.samples // self.micro_samples
+        offset, count = self.part
         total: Tensor | float = 0.0
         for part in range(parts):
-            first = start + part * self.micro_samples
-            batch = to_device(self.task.batch(self.spec.seed, first, self.micro_samples), self.spec.device)
-            with self._autocast():
-                loss = loss_of(self.forward, batch) / parts
-            loss.backward()
+            first = start + part * self.micro_samples + offset
+            batch = to_device(self.task.batch(self.spec.seed, first, count), self.device)
+            with self.ranks.accumulating(self.spread, last=part == parts - 1):
+                with self._autocast():
+                    loss = loss_of(self.forward, batch) / parts
+                loss.backward()
             total = total + loss.detach()
-        return float(total)
+        return self.ranks.mean(total)
 
     def observe(self) -> None:
         """Add a point to the held-out curve; an evaluation that draws random numbers must not change the run."""
@@ -158,9 +173,10 @@ class _Run:
         total, weight = 0.0, 0.0
         self.model.eval()
         with torch.no_grad(), self._autocast():
-            for batch, size in self.task.evaluation():
-                total += float(self.task.loss(self.forward, to_device(batch, self.spec.device))) * size
+            for batch, size in _dealt(self.task.evaluation(), self.ranks.data_rank, self.ranks.num_data_ranks):
+                total += float(self.task.loss(self.forward, to_device(batch, self.device))) * size
                 weight += size
+        total, weight = self.ranks.total([total, weight])
         self.eval_seconds += time.perf_counter() - started
         if not weight:
             raise UsageError(f"task {self.spec.task} has no held-out data: evaluation() yielded nothing")
@@ -196,7 +212,7 @@ class _Run:
             flops=tasks.flops_per_token(self.task, self.model) * passed,
             params=_params_by_role(self.optimizer),
             peak_bytes=peak_bytes(self.spec.device),
-            environment=environment(self.spec.device),
+            environment=environment(self.spec.device, self.ranks.world_size, self.ranks.description),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
@@ -204,13 +220,19 @@ class _Run:
         return {
             "key": self.spec.key,
             "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": rng_state(self.spec.device),
+            **self.weights_and_state(),
+            "rng": self.ranks.gathered(rng_state(self.spec.device)),
             "curves": [self.losses, self.step_seconds, [list(point) for point in self.eval_curve]],
             "seconds": [self.earlier_seconds + time.perf_counter() - self.started, self.eval_seconds],
             "num_observations": self.num_observations,
         }
+
+    def weights_and_state(self) -> dict[str, Any]:
+        """Of model and optimizer, by the names of parameters; a collective."""
+        from torch.distributed.checkpoint.state_dict import get_state_dict
+
+        weights, state = get_state_dict(self.spread, self.optimizer)
+        return {"model": weights, "optimizer": state}
 
     def load_state_dict(self, state: dict[str, Any], eval_steps: Collection[int] = ()) -> None:
         """Go on from a checkpoint, unless it lies behind an evaluation that is asked for and was not taken."""
@@ -219,14 +241,31 @@ class _Run:
         taken = {step for step, _ in state["curves"][2]}
         if any(step <= state["step"] and step not in taken for step in eval_steps):
             return
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+        set_state_dict(
+            self.spread,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(full_state_dict=state["whole"] and self.ranks.world_size > 1),
+        )
         self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.losses, self.step_seconds = list(state["curves"][0]), list(state["curves"][1])
         self.eval_curve = [(int(step), loss) for step, loss in state["curves"][2]]
         self.earlier_seconds, self.eval_seconds = state["seconds"]
         self.num_observations = state.get("num_observations", 0)
-        restore_rng(state["rng"])
+        if len(state["rng"]) == self.ranks.world_size:
+            restore_rng(state["rng"][self.ranks.rank])
+        elif not self.ranks.data_rank:
+            restore_rng(state["rng"][0])
+
+
+def _dealt(batches: Iterable[tuple[Any, int]], rank: int, num_ranks: int) -> Iterator[tuple[Any, int]]:
+    """One batch of each `num_ranks`; where there are not enough for all, the first once more, which counts nothing."""
+    batches = iter(batches)
+    while dealt := list(islice(batches, num_ranks)):
+        yield dealt[rank] if rank < len(dealt) else (dealt[0][0], 0)
 
 
 def check_observation(optimizer: Engine | type[Engine], task: Task) -> None:

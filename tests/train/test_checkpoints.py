@@ -132,7 +132,7 @@ def test_time_spent_before_the_interruption_counts(adamw, tmp_path):
     spec, _ = adamw
     interrupt(spec, checkpoints := Checkpoints(tmp_path / "run"), 4)
     path = next(checkpoints.folder.glob("*"))
-    state = checkpoints.load()
+    state = checkpoints.load(dict)
     state["seconds"] = [1000.0, 100.0]
     checkpoints.save(4, state)
     assert path.exists()
@@ -204,7 +204,7 @@ def test_one_that_cannot_be_read_is_passed_over(adamw, tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     interrupt(spec, checkpoints, 3)
     (checkpoints.folder / "step-000000007.pt").mkdir()
-    with pytest.warns(UserWarning, match=r"step-000000007\.pt can't be read \(Is a directory\)"):
+    with pytest.warns(UserWarning, match=r"step-000000007\.pt is damaged"):
         record, _ = go_on(spec, checkpoints)
     assert same_result(record, expected)
 

@@ -1,0 +1,150 @@
+"""What a run has to do with other ranks: nothing, or its share of the batch and everything that all must agree on."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from muonlab.errors import UsageError
+from muonlab.optim.sharding import gradient_of, is_dtensor, local_of
+from muonlab.tasks.base import Task
+from muonlab.train.parallel import Parallel
+
+__all__ = ["Alone", "Ranks"]
+
+CLIP_EPS = 1e-6  # as in torch
+
+
+class Alone:
+    """A run of one process."""
+
+    world_size = num_data_ranks = 1
+    rank = data_rank = 0
+    description = ""
+
+    def device(self, device_type: str) -> str:
+        return device_type
+
+    def spread(self, task: Task, model: nn.Module) -> nn.Module:
+        """The model as it is to be called, and given to the optimizer."""
+        return model
+
+    def part(self, samples: int) -> tuple[int, int]:
+        """Of so many samples: where this rank's begin, and how many they are."""
+        return 0, samples
+
+    @contextmanager
+    def accumulating(self, model: nn.Module, *, last: bool) -> Iterator[None]:
+        """Around a backward pass; gradients are summed over ranks after the last one."""
+        yield
+
+    def mean(self, value: Tensor | float) -> float:
+        """The mean over ranks."""
+        return float(value)
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over the ranks that have samples of their own."""
+        return list(values)
+
+    def largest(self, value: int) -> int:
+        return value
+
+    def clip(self, params: Sequence[Tensor], bound: float) -> float:
+        """The norm of all gradients together, which are scaled down to `bound` where it is larger."""
+        return float(nn.utils.clip_grad_norm_(params, bound))
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The value of every rank."""
+        return [value]
+
+
+class Ranks(Alone):
+    """This process among those that torchrun has started."""
+
+    def __init__(self, parallel: str, device_type: str, timeout_seconds: float) -> None:
+        from torch import distributed
+
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.parallel, self.description = Parallel.parse(parallel, self.world_size), parallel
+        self.num_data_ranks = self.parallel.num_data_ranks
+        self.data_rank = self.rank // self.parallel.tensor
+        if device_type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group(
+            "nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
+        )
+        self._distributed, self._device_type = distributed, device_type
+        self._mesh = self.parallel.mesh(device_type)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:  # else others may be gone, and would be waited for
+            self._distributed.destroy_process_group()
+
+    def device(self, device_type: str) -> str:
+        return f"cuda:{os.environ['LOCAL_RANK']}" if device_type == "cuda" else device_type
+
+    def spread(self, task: Task, model: nn.Module) -> nn.Module:
+        return self.parallel.spread(task, model, self._mesh)
+
+    def part(self, samples: int) -> tuple[int, int]:
+        share, rest = divmod(samples, self.num_data_ranks)
+        if rest:
+            raise UsageError(
+                f"{samples} samples at a time can't be dealt evenly to {self.num_data_ranks} data-parallel ranks: "
+                "change batch_tokens, micro_batch_tokens or --parallel"
+            )
+        return self.data_rank * share, share
+
+    @contextmanager
+    def accumulating(self, model: nn.Module, *, last: bool) -> Iterator[None]:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model.require_backward_grad_sync = last
+        elif hasattr(model, "set_requires_gradient_sync"):
+            model.set_requires_gradient_sync(last)
+        yield
+
+    def mean(self, value: Tensor | float) -> float:
+        return self._reduced([float(value)])[0] / self.world_size
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        return [value / self.parallel.tensor for value in self._reduced(values)]
+
+    def largest(self, value: int) -> int:
+        return int(self._reduced([value], self._distributed.ReduceOp.MAX)[0])
+
+    def _reduced(self, values: Sequence[float], operation: Any = None) -> list[float]:
+        found = torch.tensor(values, dtype=torch.float64, device=self.device(self._device_type))
+        self._distributed.all_reduce(found, operation or self._distributed.ReduceOp.SUM)
+        return found.tolist()
+
+    def clip(self, params: Sequence[Tensor], bound: float) -> float:
+        """Every rank adds the squares of what it holds, divided by the number of ranks that hold the same."""
+        grads = {p: gradient_of(p) for p in params if p.grad is not None}
+        squares = sum(float(g.norm()) ** 2 * _num_shards(p) for p, g in grads.items()) / self.world_size
+        norm = math.sqrt(self._reduced([squares])[0])
+        share = bound / (norm + CLIP_EPS)
+        if share < 1:
+            torch._foreach_mul_([local_of(p.grad) for p in grads], share)
+        return norm
+
+    def gathered(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.world_size
+        self._distributed.all_gather_object(found, value)
+        return found
+
+
+def _num_shards(p: Tensor) -> int:
+    """In how many parts a parameter is on different ranks."""
+    if not is_dtensor(p):
+        return 1
+    return math.prod(
+        size for placement, size in zip(p.placements, p.device_mesh.shape, strict=True) if not placement.is_replicate()
+    )
