@@ -234,10 +234,8 @@ class Decoder(nn.Module):
         from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
         for name in ("heads", "hidden"):
-            if getattr(self.config, name) % size:
-                raise UsageError(
-                    f"tp={size} must divide {name}, which is {getattr(self.config, name)}: change the shape"
-                )
+            if (number := getattr(self.config, name)) % size:
+                raise UsageError(f"tp={size} must divide the model's {name}, {number}: change the shape")
         outputs = ("attention.o", "mlp.down")
         return {
             f"blocks.{k}.{name}": RowwiseParallel() if name in outputs else ColwiseParallel()

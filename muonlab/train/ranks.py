@@ -75,9 +75,10 @@ class Ranks(Alone):
         self.data_rank = self.rank // self.parallel.tensor
         if device_type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group(
-            "nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
-        )
+        self._started = not distributed.is_initialized()
+        if self._started:
+            backend = "nccl" if device_type == "cuda" else "gloo"
+            distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
         self._distributed, self._device_type = distributed, device_type
         self._mesh = self.parallel.mesh(device_type)
 
@@ -85,7 +86,7 @@ class Ranks(Alone):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:  # else others may be gone, and would be waited for
+        if self._started and kind is None:  # else others may be gone, and would be waited for
             self._distributed.destroy_process_group()
 
     def device(self, device_type: str) -> str:

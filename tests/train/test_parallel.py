@@ -1,0 +1,269 @@
+"""A run over ranks is the run of one process, wherever it stopped and however many go on; ranks end together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from muonlab.errors import UsageError
+from muonlab.tasks.synthetic import Synthetic
+from muonlab.train.checkpoint import Checkpoints
+from muonlab.train.loop import train
+from muonlab.train.parallel import Parallel
+from muonlab.train.ranks import Alone
+
+SCRIPT = Path(__file__).with_name("parallel_training.py")
+ROUNDING = 1e-6  # of a loss, relative
+LIMIT = 600
+
+pytestmark = pytest.mark.timeout(LIMIT)
+
+
+def script() -> ModuleType:
+    found = spec_from_file_location("parallel_training", SCRIPT)
+    module = module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+RUNS = script()
+
+
+def launch(command: list[str], number: int, folder: Path, **how: Any) -> list[subprocess.Popen]:
+    """The same command on so many ranks."""
+    rendezvous = folder / f"rendezvous-{number}-{time.monotonic_ns()}"
+    common = {"WORLD_SIZE": str(number), "RENDEZVOUS": str(rendezvous), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+            **how,
+        )
+        for rank in range(number)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {quick: tmp_path_factory.mktemp("runs") for quick in (True, False)}
+
+
+@pytest.fixture(scope="module")
+def found(folders):
+    """What ranks find, on four first, whose checkpoints the others go on from."""
+    done: dict[tuple, list[dict[str, Any]]] = {}
+
+    def find(quick: bool, number: int) -> list[dict[str, Any]]:
+        if number != 4:
+            find(quick, 4)
+        if (quick, number) not in done:
+            folder = folders[quick]
+            children = launch([str(SCRIPT), "quick" if quick else "full", str(folder)], number, folder)
+            errors = [child.communicate(timeout=LIMIT)[1] for child in children]
+            assert not any(child.returncode for child in children), "\n".join(error[-1500:] for error in errors)
+            done[quick, number] = [
+                torch.load(folder / f"found-{number}-{rank}.pt", weights_only=False) for rank in range(number)
+            ]
+        return done[quick, number]
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Final losses of one process, by optimizer."""
+    return {optimizer: train(RUNS.spec(optimizer)).final_loss for optimizer in RUNS.OPTIMIZERS}
+
+
+EXTENTS = [
+    pytest.param(True, len(RUNS.QUICK_WAYS), id="quick"),
+    pytest.param(False, len(RUNS.WAYS) * len(RUNS.OPTIMIZERS), marks=pytest.mark.dist, id="full"),
+]
+
+
+@pytest.mark.parametrize(("quick", "number_of_runs"), EXTENTS)
+def test_a_run_over_ranks_is_that_of_one_process(found, alone, quick, number_of_runs):
+    for rank in found(quick, 4):
+        assert len(rank) == 2 * number_of_runs
+        for name, loss in rank.items():
+            assert loss == pytest.approx(alone[name.split()[1]], rel=ROUNDING), name
+
+
+@pytest.mark.parametrize("number", [pytest.param(n, marks=() if n == 2 else pytest.mark.dist) for n in (1, 2, 3)])
+@pytest.mark.parametrize(("quick", "number_of_runs"), EXTENTS)
+def test_any_number_of_ranks_goes_on_from_a_checkpoint(found, alone, quick, number_of_runs, number):
+    for rank in found(quick, number):
+        resumed = {name: value for name, value in rank.items() if " to " in name}
+        assert len(resumed) == 2 * number_of_runs
+        for name, (loss, num_steps) in resumed.items():
+            assert loss == pytest.approx(alone[name.split()[-1]], rel=ROUNDING), name
+            assert num_steps == RUNS.NUM_STEPS - RUNS.STOP
+
+
+@pytest.mark.parametrize("way", RUNS.QUICK_WAYS)
+def test_one_process_goes_on_from_the_checkpoint_of_many(found, folders, alone, way):
+    found(True, 4)
+    folder = RUNS.cloned(Alone(), folders[True] / f"{way} muon", "alone")
+    loss, num_steps = RUNS.gone_on(Alone(), folder, "muon")
+    assert loss == pytest.approx(alone["muon"], rel=ROUNDING)
+    assert num_steps == RUNS.NUM_STEPS - RUNS.STOP
+
+
+@pytest.mark.dist
+def test_many_go_on_from_the_checkpoint_of_one(alone, tmp_path):
+    RUNS.stopped(Alone(), tmp_path / "run", "muon")
+    command = (
+        "import sys, os, torch; sys.path.insert(0, sys.argv[1]); import parallel_training as runs\n"
+        "from torch import distributed\n"
+        "from pathlib import Path\n"
+        "store = distributed.FileStore(os.environ['RENDEZVOUS'], 2)\n"
+        "distributed.init_process_group('gloo', store=store, rank=int(os.environ['RANK']), world_size=2)\n"
+        "print(*runs.gone_on(runs.Ranks('fsdp', 'cpu', 60.0), Path(sys.argv[2]), 'muon'))"
+    )
+    children = launch(["-c", command, str(SCRIPT.parent), str(tmp_path / "run")], 2, tmp_path, stdout=subprocess.PIPE)
+    for child in children:
+        out, errors = child.communicate(timeout=LIMIT)
+        assert child.returncode == 0, errors[-1500:]
+        loss, num_steps = out.split()
+        assert float(loss) == pytest.approx(alone["muon"], rel=ROUNDING)
+        assert int(num_steps) == RUNS.NUM_STEPS - RUNS.STOP
+
+
+def test_a_folder_that_was_not_completed_is_no_checkpoint(tmp_path):
+    RUNS.stopped(Alone(), tmp_path, "adamw")
+    (tmp_path / f"step-{RUNS.STOP + 1:09d}.77.tmp").mkdir()
+    assert Checkpoints(tmp_path).load(dict)["step"] == RUNS.STOP
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "grid"),
+    [
+        ("ddp", 4, Parallel(4, 1, 1)),
+        ("fsdp", 4, Parallel(1, 4, 1)),
+        ("HSDP=2x4", 8, Parallel(2, 4, 1)),
+        ("hsdp=2x2,tp=2", 8, Parallel(2, 2, 2)),
+        ("fsdp, tp=2", 8, Parallel(1, 4, 2)),
+        ("tp=4", 4, Parallel(1, 1, 4)),
+        ("fsdp", 1, Parallel(1, 1, 1)),
+    ],
+)
+def test_ways_to_spread(text, number, grid):
+    assert Parallel.parse(text, number) == grid
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("zero", "way to spread"),
+        ("", "way to spread"),
+        ("ddp,fsdp", "cannot be combined"),
+        ("ddp,tp=2", "cannot be combined"),
+        ("fsdp,fsdp", "twice"),
+        ("tp=3", "4 ranks are no multiple of 3"),
+        ("tp", "as in tp=2"),
+        ("tp=0", "as in tp=2"),
+        ("hsdp", "as in hsdp=2x4"),
+        ("hsdp=2x4", "needs 8 ranks, there are 4"),
+        ("fsdp=4", "take no value"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(text, told):
+    with pytest.raises(UsageError, match=told) as caught:
+        Parallel.parse(text, 4)
+    assert "\n" not in str(caught.value)
+
+
+def test_heads_that_ranks_do_not_divide_are_one_line():
+    task = Synthetic(**{**RUNS.SHAPE, "num_heads": 2})
+    with pytest.raises(UsageError, match="tp=4 must divide the model's heads, 2"):
+        task.tensor_parallel_plan(task.build(), 4)
+
+
+TRAIN = [
+    "train", "text-synthetic", "--optimizer", "adamw", "--tokens", "6144", "--batch-tokens", "384", "--json",
+    "--no-progress", *(word for name, value in RUNS.SHAPE.items() for word in ("--set", f"task.{name}={value}")),
+]  # fmt: skip
+
+
+def torchrun(folder: Path, *arguments: str, number: int = 2) -> subprocess.Popen:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    return subprocess.Popen(
+        [*launcher, "-m", "muonlab", *TRAIN, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.dist
+def test_torchrun_keeps_one_record_and_says_it_once(tmp_path):
+    (tmp_path / "run.toml").write_text('parallel = "fsdp"\ntokens = 768\n')
+    documents = []
+    for _ in range(2):
+        child = torchrun(tmp_path, "--config", "run.toml")
+        out, errors = child.communicate(timeout=LIMIT)
+        assert child.returncode == 0, errors
+        documents.append(json.loads(out))
+    first, second = documents
+    assert (first["environment"]["ranks"], first["environment"]["parallel"]) == (2, "fsdp")
+    assert (first["runs_executed"], second["runs_executed"]) == (1, 0)
+    assert first["final_loss"] == second["final_loss"]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--parallel", "hsdp=2x2"], "needs 4 ranks, there are 2"),
+        (["--batch-tokens", "16", "--tokens", "160"], "1 samples at a time can't be dealt evenly to 2"),
+        (["--parallel", "tp=2", "--set", "task.num_heads=1"], "tp=2 must divide the model's heads, 1"),
+    ],
+)
+def test_what_ranks_cannot_do_ends_them_all_with_one_line(tmp_path, arguments, told):
+    child = torchrun(tmp_path, *arguments)
+    _, errors = child.communicate(timeout=LIMIT)
+    assert child.returncode != 0
+    assert [told in line for line in errors.splitlines() if line.startswith("muonlab:")] == [True]
+    assert 'Traceback (most recent call last):\n  File "' + str(Path(__file__).parents[2]) not in errors
+
+
+def test_ranks_need_torchrun(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    child = subprocess.run(
+        [sys.executable, "-m", "muonlab", *TRAIN, "--parallel", "fsdp"], cwd=tmp_path, env=environment, text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert child.returncode == 2
+    assert child.stderr == (
+        "muonlab: --parallel fsdp needs several ranks: start them with torchrun --nproc-per-node 4 -m muonlab train "
+        "...\n"
+    )
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_after_an_end_before_its_time_the_same_command_goes_on(tmp_path, how):
+    """SIGKILL of one rank loses the steps since the last checkpoint; SIGTERM of all of them none."""
+    long = ["--tokens", str(384 * 4000), "--parallel", "ddp", "--timeout", "20"]
+    child = torchrun(tmp_path, *long)
+    time.sleep(25)
+    assert child.poll() is None
+    if how == signal.SIGTERM:
+        child.terminate()
+    else:
+        ranks = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True, check=True)
+        os.kill(int(ranks.stdout.split()[-1]), how)
+    child.communicate(timeout=120)
+    assert child.returncode != 0
+    if how == signal.SIGTERM:
+        (folder,) = (tmp_path / "muonlab-artifacts").iterdir()
+        assert [path.suffix for path in folder.iterdir()] == [""]
