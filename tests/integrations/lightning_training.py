@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Module(lightning.LightningModule):
         super().__init__()
         self.model, self.optimizer_name, self.shared = model(), name, shared
 
+    def spread(self) -> Any:
+        """A strategy for one trainer."""
+        return "ddp" if WORLD > 1 else "auto"
+
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         x, y = batch
         return nn.functional.cross_entropy(self.model(x).flatten(0, 1), y.flatten())
@@ -61,6 +65,9 @@ class Module(lightning.LightningModule):
 
 
 class Sharded(Module):
+    def spread(self) -> Any:
+        return ModelParallelStrategy(data_parallel_size=WORLD, tensor_parallel_size=1)
+
     def configure_model(self) -> None:
         if not isinstance(self.model, FSDPModule):
             mesh = self.device_mesh["data_parallel"]
@@ -76,12 +83,13 @@ def fit(module: Module, *, epochs: int = EPOCHS, resume: str | None = None, **gi
         max_epochs=epochs,
         accelerator="cpu",
         devices=WORLD,
-        **{"strategy": "ddp" if WORLD > 1 else "auto"} | given,
+        strategy=module.spread(),
         use_distributed_sampler=False,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
+        **given,
     )
     trainer.fit(module, DataLoader(TensorDataset(*parts), batch_size=size), ckpt_path=resume, weights_only=True)
     return trainer
@@ -112,21 +120,19 @@ def is_resumed(module: Module, checkpoint: str, again: Module, half: Module, **g
 
 
 def scenarios() -> Iterator[tuple[str, Any]]:
-    ways = {
-        "ddp": lambda name: (Module(name, shared=False), {"gradient_clip_val": CLIP}),
-        "ddp shared": lambda name: (Module(name), {"gradient_clip_val": CLIP}),
-        "fsdp": lambda name: (Sharded(name), {"strategy": ModelParallelStrategy(2, 1)}),
+    ways: dict[str, tuple[Callable[[str], Module], dict[str, Any]]] = {
+        "ddp": (lambda name: Module(name, shared=False), {"gradient_clip_val": CLIP}),
+        "ddp shared": (Module, {"gradient_clip_val": CLIP}),
+        "fsdp": (Sharded, {}),
     }
-    for way, made in ways.items():
+    for way, (made, given) in ways.items():
         for name in ("Muon", "NorMuon"):
-            module, given = made(name)
+            module = made(name)
             trainer = fit(module, **given)
             far = error(module.model, plain_loop(given.get("gradient_clip_val"), name), model())
             folder = [tempfile.mkdtemp(dir=".")]
             distributed.broadcast_object_list(folder)
-            fresh = [made(name)[0] for _ in range(2)]
-            given = made(name)[1]
-            same = is_resumed(module, f"{folder[0]}/half.ckpt", *fresh, **given)
+            same = is_resumed(module, f"{folder[0]}/half.ckpt", made(name), made(name), **given)
             yield f"{way} {name}", {"error": far, "resumed": same, "owners": trainer.optimizers[0]._sharding.has_owners}
 
 
