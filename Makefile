@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need first.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-triton lint setup mutants calibrate bench ladder ladder-page routes clean
+.PHONY: demo test test-slow test-triton test-integrations lint setup mutants calibrate bench ladder ladder-page routes clean
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
@@ -18,6 +18,10 @@ test-slow: $(READY)  ## the tests that take minutes
 test-triton: $(READY)  ## the Triton kernels in Triton's interpreter, on the CPU (installs triton, 1 GB)
 	PIP_CONSTRAINT=constraints.txt $(PYTHON) -m pip install --quiet triton
 	$(TESTS) tests/kernels/test_triton_symmetric.py
+
+test-integrations: $(READY)  ## transformers, accelerate and Lightning (installs them, 0.2 GB)
+	PIP_CONSTRAINT=constraints.txt $(PYTHON) -m pip install --quiet transformers accelerate lightning
+	$(TESTS) tests/integrations
 
 lint: $(READY)
 	.venv/bin/ruff check .

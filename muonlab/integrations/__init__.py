@@ -1,1 +1,1 @@
-"""Adapters for training hosts that need more than an optimizer object; which hosts do not, docs/integrations.md says."""
+"""Adapters for training loops that need more of us than an optimizer object: see docs/integrations.md for the rest."""

@@ -18,13 +18,14 @@ BY_NAME = ("roles", "split_sizes", "num_heads")  # arguments that speak of param
 class OptimizerFactory:
     """What `Trainer(optimizer_cls_and_kwargs=(OptimizerFactory, {...}))` takes: it is made, then called with the model.
 
-    Calling  model       whose parameters are routed by module type, tying, name and shape, as `muonlab.Muon(model)` does
+    Calling  model       its parameters are routed by module type, tying, name and shape, as by `muonlab.Muon(model)`
              optimizer   a name as in `muonlab optimizers`, "file.py:Class", an optimizer class or a rule
              the rest    arguments of that optimizer: lr, weight_decay, aux_lr, roles, ...
     Decay    none of vectors (biases, gains of norms), as in Trainer; of all the rest, embeddings included
-    Fused    projections that `fused_parts` knows are taken apart, unless `roles`, `split_sizes` or `num_heads` names them
+    Fused    projections that `fused_parts` knows are taken apart, but for those that `roles`, `split_sizes` or
+             `num_heads` names
     Differs  from a class in the same place, which gets groups without names: nothing there tells a head from a hidden
-             matrix. Of the training arguments neither uses learning_rate, weight_decay, adam_*, optim and optim_args
+             matrix. The training arguments learning_rate, weight_decay, adam_*, optim and optim_args are not used
     Raises   UsageError for an optimizer that does not exist; TypeError for an argument that it does not have
 
     >>> from torch import nn
@@ -32,7 +33,9 @@ class OptimizerFactory:
     'normuon'
     """
 
-    def __call__(self, model: "nn.Module", *, optimizer: str | type[Engine] | type[Rule] = "muon", **arguments: Any) -> Engine:
+    def __call__(
+        self, model: "nn.Module", *, optimizer: str | type[Engine] | type[Rule] = "muon", **arguments: Any
+    ) -> Engine:
         cls = _class_of(optimizer)
         given = arguments.get("split_sizes") or {}
         if cls.rule.is_matrix_rule() and isinstance(given, Mapping):
@@ -58,7 +61,7 @@ def fused_parts(model: "nn.Module") -> dict[str, tuple[int, ...]]:
     """Outputs of the matrices that modules of transformers stack into one, by the name of the weight.
 
     Query, key and value of GPT-2's `c_attn` (and its relatives') and of Phi-3's `qkv_proj`; the halves of a dense
-    `gate_up_proj`. Not told: GPT-NeoX's, Bloom's and Falcon's `query_key_value`, which alternate by head, and experts.
+    `gate_up_proj`. Not told: `query_key_value`, which in GPT-NeoX alternates by head, and experts.
     """
     return {f"{path}.weight": sizes for path, sizes in _fused(model)}
 

@@ -66,7 +66,10 @@ def test_a_fused_projection_moves_as_its_parts_would_alone(training):
 def test_phi3_is_taken_apart_by_its_heads(training):
     model = training.llama("Phi3")
     first = {name: sizes for name, sizes in fused_parts(model).items() if ".0." in name}
-    assert first == {"model.layers.0.self_attn.qkv_proj.weight": (16, 8, 8), "model.layers.0.mlp.gate_up_proj.weight": (26, 26)}
+    assert first == {
+        "model.layers.0.self_attn.qkv_proj.weight": (16, 8, 8),
+        "model.layers.0.mlp.gate_up_proj.weight": (26, 26),
+    }
     assert "fused?" not in OptimizerFactory()(model).explain()
 
 
@@ -82,7 +85,7 @@ def test_phi3_is_taken_apart_by_its_heads(training):
 def test_what_the_user_says_of_a_fused_projection_counts(training, told):
     optimizer = OptimizerFactory()(training.gpt2(), **told)
     group = next(g for g in optimizer.param_groups if any("c_attn.weight" in name for name in g["param_names"]))
-    (key, said), = told.items()
+    ((key, said),) = told.items()
     assert group[key.removesuffix("s") if key == "roles" else key] == said["*.c_attn.weight"]
     assert key == "split_sizes" or group.get("split_sizes") is None
 
@@ -103,11 +106,22 @@ def test_the_trainer_trains_with_every_optimizer(training, tmp_path, name):
     before = training.weights(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sophia takes its first step")
-        trainer = training.trainer(model, tmp_path, steps=2, optimizer_cls_and_kwargs=(OptimizerFactory, {"optimizer": name}))
+        trainer = training.trainer(
+            model, tmp_path, steps=2, optimizer_cls_and_kwargs=(OptimizerFactory, {"optimizer": name})
+        )
         trainer.train()
     assert type(trainer.optimizer.optimizer) is catalog.get(name)
     after = training.weights(model)
     assert all(weight.isfinite().all() and not torch.equal(weight, before[n]) for n, weight in after.items())
+
+
+def test_what_is_frozen_stays(training, tmp_path):
+    model = training.llama()
+    model.model.layers[0].requires_grad_(False)
+    before = training.weights(model)
+    training.trainer(model, tmp_path, steps=2).train()
+    for name, weight in training.weights(model).items():
+        assert torch.equal(weight, before[name]) == (".layers.0." in name)
 
 
 def test_an_optimizer_is_named_or_given(training):
@@ -117,7 +131,7 @@ def test_an_optimizer_is_named_or_given(training):
     with pytest.raises(UsageError, match="did you mean 'muon'"):
         OptimizerFactory()(model, optimizer="muno")
     for wrong in (torch.optim.SGD, muonlab.Muon(model), muonlab.optim.Engine):
-        with pytest.raises(UsageError, match="optimizer must be a name, or a class of muonlab.optim"):
+        with pytest.raises(UsageError, match=r"optimizer must be a name, or a class of muonlab.optim"):
             OptimizerFactory()(model, optimizer=wrong)
     with pytest.raises(TypeError, match="unknown argument of Muon 'learning_rate'"):
         OptimizerFactory()(model, learning_rate=0.1)

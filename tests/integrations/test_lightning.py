@@ -1,4 +1,4 @@
-"""Lightning: one hybrid optimizer with a schedule; clipped, accumulated, saved and resumed; on one process and on two."""
+"""Lightning: one optimizer with a schedule; clipped, accumulated, saved and resumed; on one process and on two."""
 
 import pytest
 import torch
