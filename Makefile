@@ -1,6 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need first.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-dist test-gpu test-triton lint setup mutants calibrate bench ladder ladder-page routes clean
+.PHONY: demo test test-slow test-dist test-gpu test-triton test-integrations lint setup mutants calibrate bench ladder
+.PHONY: ladder-page routes clean
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
@@ -25,6 +26,10 @@ test-gpu: $(READY)  ## what needs CUDA, and training over ranks with NCCL where 
 test-triton: $(READY)  ## the Triton kernels in Triton's interpreter, on the CPU (installs triton, 1 GB)
 	PIP_CONSTRAINT=constraints.txt $(PYTHON) -m pip install --quiet triton
 	$(TESTS) tests/kernels/test_triton_symmetric.py
+
+test-integrations: $(READY)  ## transformers, accelerate and Lightning (installs them, 0.2 GB)
+	PIP_CONSTRAINT=constraints.txt $(PYTHON) -m pip install --quiet transformers accelerate lightning
+	$(TESTS) tests/integrations
 
 lint: $(READY)
 	.venv/bin/ruff check .
