@@ -44,25 +44,37 @@ class Checkpoints:
         """
         path = self.folder / f"step-{step:09d}{'.pt' if self.ranks.world_size == 1 else ''}"
         temporary = path.with_suffix(f".{self.ranks.gathered(os.getpid())[0]}.tmp")
+        write = _write if self.ranks.world_size == 1 else self._write_shards
+        trouble = self._trouble_with(lambda: write(temporary, state)) or self._trouble_with(
+            lambda: self._publish(temporary, path)
+        )
+        if trouble:
+            if self.ranks.rank == 0:
+                _remove(temporary)
+            raise UsageError(f"cannot write checkpoint {path}: {trouble}")
+
+    def _trouble_with(self, action: Callable[[], None]) -> str:
+        """What went wrong with it on any rank; a collective."""
         trouble = ""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.ranks.world_size == 1:
-                _write(temporary, state)
-            else:
-                self._write_shards(temporary, state)
+            action()
         except OSError as error:
             trouble = error.strerror or str(error)
-        trouble = next(filter(None, self.ranks.gathered(trouble)), "")
-        if self.ranks.rank == 0 and not trouble:
+        return next(filter(None, self.ranks.gathered(trouble)), "")
+
+    def _publish(self, temporary: Path, path: Path) -> None:
+        """Give what is complete its name, and remove what is older than the last ones."""
+        if self.ranks.rank:
+            return
+        if path.is_dir():  # of the same step: a folder can't be replaced at once
+            os.replace(path, displaced := path.with_suffix(".old.tmp"))
             os.replace(temporary, path)
-            for old in self._paths()[:-KEEP]:
-                _remove(old)
-        elif self.ranks.rank == 0:
-            _remove(temporary)
-        if trouble:
-            raise UsageError(f"cannot write checkpoint {path}: {trouble}")
-        self.ranks.gathered(None)  # nobody goes on, and looks for it, before it is there
+            _remove(displaced)
+        else:
+            os.replace(temporary, path)
+        for old in self._paths()[:-KEEP]:
+            _remove(old)
 
     def _write_shards(self, folder: Path, state: State) -> None:
         from torch.distributed.checkpoint import save
@@ -74,17 +86,21 @@ class Checkpoints:
         except CheckpointException as error:  # not an Exception
             raise OSError(_first_line(error)) from error
         if self.ranks.rank == 0:
-            _write(folder / REST, {name: value for name, value in state.items() if name not in TENSORS})
+            rest = {name: value for name, value in state.items() if name not in TENSORS}
+            _write(folder / REST, {**rest, "files": {path.name: _digest(path) for path in folder.iterdir()}})
 
     def load(self, template: Callable[[], State]) -> State | None:
-        """The newest checkpoint that is whole, or None; a damaged one is passed over with a warning. A collective.
+        """The newest checkpoint that is as written, or None; a damaged one is passed over with a warning. A collective.
 
         `template` gives tensors to fill, on the ranks that load; "whole" says whether each has got all of them.
+
+        Raises   UsageError if torch can't read what it has written
         """
         for path in reversed(self.ranks.gathered(self._paths())[0]):
-            state, reason = None, ""
+            state: State = {}
+            reason = ""
             try:
-                state = self._read_shards(path, template) if path.is_dir() else {**_read(path), "whole": True}
+                state = self._checked(path)
             except OSError as error:
                 reason = f"can't be read ({error.strerror or error})"
             except _Damaged:
@@ -93,23 +109,33 @@ class Checkpoints:
                 reason = f"is none of ours ({type(error).__name__})"
             reason = next(filter(None, self.ranks.gathered(reason)), "")
             if not reason:
-                return state
+                return state | self._read_shards(path, template()) if path.is_dir() else {**state, "whole": True}
             if self.ranks.rank == 0:
                 warnings.warn(f"checkpoint {path} {reason}; using the one before it", stacklevel=2)
         return None
 
-    def _read_shards(self, folder: Path, template: Callable[[], State]) -> State:
+    def _checked(self, path: Path) -> State:
+        """A state, or that part of it which is not in shards; every rank checks the hashes of some of those."""
+        if not path.is_dir():
+            return _read(path)
+        state = _read(path / REST)
+        files = state.pop("files")
+        for name in sorted(files)[self.ranks.rank :: self.ranks.world_size]:
+            if _digest(path / name) != files[name]:
+                raise _Damaged
+        return state
+
+    def _read_shards(self, folder: Path, tensors: State) -> State:
         from torch.distributed.checkpoint import load
         from torch.distributed.checkpoint.api import CheckpointException
 
-        tensors = template()
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled")
                 load(tensors, checkpoint_id=folder, no_dist=self.ranks.world_size == 1)
         except CheckpointException as error:  # not an Exception
-            raise _Damaged(_first_line(error)) from error
-        return {**_read(folder / REST), **tensors, "whole": False}
+            raise UsageError(f"cannot load checkpoint {folder}: {_first_line(error)}") from error
+        return {**tensors, "whole": False}
 
     def clear(self) -> None:
         if self.ranks.rank == 0:
@@ -142,6 +168,11 @@ def _read(path: Path) -> State:
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise _Damaged
     return torch.load(io.BytesIO(content[32:]), weights_only=True)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(path: Path) -> None:

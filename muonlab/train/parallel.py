@@ -100,11 +100,11 @@ def _shard(model: nn.Module, mesh: "DeviceMesh") -> None:
     """FSDP2 of every block, which is an element of a list of modules, and of what is left."""
     from torch.distributed.fsdp import fully_shard
 
-    for module in list(model.modules()):
-        if isinstance(module, nn.ModuleList):
-            for block in module:
-                fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    blocks = dict.fromkeys(block for blocks in lists for block in blocks)  # each once, outer ones first
+    for module in (*reversed(blocks), model):
+        if not isinstance(module, nn.ModuleList | nn.ModuleDict):  # which are never called
+            fully_shard(module, mesh=mesh)
 
 
 def _parallelize(task: Any, model: nn.Module, mesh: "DeviceMesh") -> None:

@@ -1,6 +1,7 @@
 """What each rank of test_parallel.py runs: training of one spec, spread in several ways, with and without a stop."""
 
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -79,8 +80,6 @@ def findings(quick: bool, folder: Path) -> dict[str, Any]:
 
 def cloned(ranks: Alone, folder: Path, name: str) -> Path:
     """A checkpoint folder is gone when its run has ended."""
-    import shutil
-
     copy = folder.parent / f"{folder.name}-{ranks.world_size}-{name}"
     if ranks.rank == 0:
         shutil.copytree(folder, copy)

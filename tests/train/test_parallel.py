@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,20 @@ def test_many_go_on_from_the_checkpoint_of_one(alone, tmp_path):
         loss, num_steps = out.split()
         assert float(loss) == pytest.approx(alone["muon"], rel=ROUNDING)
         assert int(num_steps) == RUNS.NUM_STEPS - RUNS.STOP
+
+
+def test_a_damaged_folder_is_passed_over_for_the_one_before(found, folders, tmp_path):
+    found(True, 4)
+    older = RUNS.cloned(Alone(), folders[True] / "ddp muon", "damaged")
+    (path,) = older.iterdir()
+    newer = path.with_name(f"step-{RUNS.STOP + 1:09d}")
+    shutil.copytree(path, newer)
+    shard = max(newer.glob("*.distcp"), key=lambda file: file.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{newer.name} is damaged; using the one before it"):
+        assert RUNS.gone_on(Alone(), older, "muon")[1] == RUNS.NUM_STEPS - RUNS.STOP
 
 
 def test_a_folder_that_was_not_completed_is_no_checkpoint(tmp_path):
