@@ -200,7 +200,7 @@ MUTANTS = (
     Mutant("gradient accumulation not averaged", LOOP, "self.forward, batch) / parts", "self.forward, batch)", TRAIN),
     Mutant("divergence goes unnoticed", LOOP, "if not (math.isfinite(loss) and math.isfinite(norm)):",
            "if not (math.isfinite(loss) or math.isfinite(norm)):", TRAIN),
-    Mutant("generators not restored on resume", LOOP, 'restore_rng(state["rng"])', "pass", TRAIN),
+    Mutant("generators not restored on resume", LOOP, 'restore_rng(state["rng"][self.ranks.rank])', "pass", TRAIN),
     Mutant("schedule never decays", "muonlab/train/schedules.py", "return final + (1.0 - final) * remaining",
            "return 1.0", TRAIN),
     Mutant("memo forgets", "muonlab/execute/runner.py", "if key not in done", "if key not in ()", EXECUTE),

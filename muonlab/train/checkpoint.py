@@ -21,6 +21,7 @@ from muonlab.train.ranks import Alone
 __all__ = ["Checkpoints", "restore_rng", "rng_state"]
 
 KEEP = 2
+FORMAT = 2  # of what is in a state; 1 had no names of parameters
 TENSORS = ("model", "optimizer")  # parts of a state that ranks write together
 State = dict[str, Any]
 
@@ -44,6 +45,7 @@ class Checkpoints:
         """
         path = self.folder / f"step-{step:09d}{'.pt' if self.ranks.world_size == 1 else ''}"
         temporary = path.with_suffix(f".{self.ranks.gathered(os.getpid())[0]}.tmp")
+        state = {**state, "format": FORMAT}
         write = _write if self.ranks.world_size == 1 else self._write_shards
         trouble = self._trouble_with(lambda: write(temporary, state)) or self._trouble_with(
             lambda: self._publish(temporary, path)
@@ -101,6 +103,7 @@ class Checkpoints:
             reason = ""
             try:
                 state = self._checked(path)
+                reason = "" if state.get("format") == FORMAT else "has the format of another version"
             except OSError as error:
                 reason = f"can't be read ({error.strerror or error})"
             except _Damaged:

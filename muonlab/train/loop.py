@@ -3,12 +3,11 @@
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
-from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -21,17 +20,17 @@ from muonlab.optim.engine import Engine
 from muonlab.records import Record, RunSpec
 from muonlab.tasks import catalog as tasks
 from muonlab.tasks.base import Task
+from muonlab.train.batches import dealt, micro_samples_of, samples_of, to_device
 from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state
+from muonlab.train.curves import thinned, typical
 from muonlab.train.environment import environment, peak_bytes
 from muonlab.train.ranks import Alone
 from muonlab.train.schedules import lr_factor, progress_at
 
-__all__ = ["Interrupted", "check_observation", "to_device", "train"]
+__all__ = ["Interrupted", "check_observation", "train"]
 
 ALONE = Alone()
 RANK_STRIDE = 104_729  # between the seeds of ranks, so that no two runs share one by chance
-CURVE_POINTS = 256  # a longer training curve is averaged down to this many points
-WINDOW_STEPS = 10  # over which step times are averaged: preconditioners are refreshed every tenth step, or more often
 
 
 class Interrupted(Exception):
@@ -100,8 +99,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         spec, self.started = self.spec, time.perf_counter()
-        self.samples = _samples(spec, self.task)
-        self.micro_samples = _micro_samples(spec, self.task, self.samples)
+        self.samples = samples_of(spec, self.task)
+        self.micro_samples = micro_samples_of(spec, self.task, self.samples)
         self.device, self.part = self.ranks.device(spec.device), self.ranks.part(self.micro_samples)
         if hasattr(self.task, "check"):
             self.task.check(self.samples)
@@ -173,7 +172,7 @@ class _Run:
         total, weight = 0.0, 0.0
         self.model.eval()
         with torch.no_grad(), self._autocast():
-            for batch, size in _dealt(self.task.evaluation(), self.ranks.data_rank, self.ranks.num_data_ranks):
+            for batch, size in dealt(self.task.evaluation(), self.ranks.data_rank, self.ranks.num_data_ranks):
                 total += float(self.task.loss(self.forward, to_device(batch, self.device))) * size
                 weight += size
         total, weight = self.ranks.total([total, weight])
@@ -193,7 +192,7 @@ class _Run:
         diverged = self.diverged_step is not None
         tokens = self.step * self.spec.batch_tokens
         passed = tokens + self.num_observations * self.spec.batch_tokens
-        steps, losses = _thin(self.losses)
+        steps, losses = thinned(self.losses)
         return Record(
             spec=self.spec,
             outcome="diverged" if diverged else "ok",
@@ -206,7 +205,7 @@ class _Run:
             last_finite_loss=self.losses[-1] if diverged and self.losses else None,
             error=self.reason,
             wall_seconds=self.earlier_seconds + time.perf_counter() - self.started,
-            step_seconds=_typical(self.step_seconds),
+            step_seconds=typical(self.step_seconds),
             eval_seconds=self.eval_seconds,
             tokens=tokens,
             flops=tasks.flops_per_token(self.task, self.model) * passed,
@@ -231,7 +230,8 @@ class _Run:
         """Of model and optimizer, by the names of parameters; a collective."""
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
-        weights, state = get_state_dict(self.spread, self.optimizer)
+        with _without_observation():
+            weights, state = get_state_dict(self.spread, self.optimizer)
         return {"model": weights, "optimizer": state}
 
     def load_state_dict(self, state: dict[str, Any], eval_steps: Collection[int] = ()) -> None:
@@ -243,13 +243,14 @@ class _Run:
             return
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
-        set_state_dict(
-            self.spread,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=StateDictOptions(full_state_dict=state["whole"] and self.ranks.world_size > 1),
-        )
+        with _without_observation():
+            set_state_dict(
+                self.spread,
+                self.optimizer,
+                model_state_dict=state["model"],
+                optim_state_dict=state["optimizer"],
+                options=StateDictOptions(full_state_dict=state["whole"] and self.ranks.world_size > 1),
+            )
         self.step = state["step"]
         self.losses, self.step_seconds = list(state["curves"][0]), list(state["curves"][1])
         self.eval_curve = [(int(step), loss) for step, loss in state["curves"][2]]
@@ -261,11 +262,12 @@ class _Run:
             restore_rng(state["rng"][0])
 
 
-def _dealt(batches: Iterable[tuple[Any, int]], rank: int, num_ranks: int) -> Iterator[tuple[Any, int]]:
-    """One batch of each `num_ranks`; where there are not enough for all, the first once more, which counts nothing."""
-    batches = iter(batches)
-    while dealt := list(islice(batches, num_ranks)):
-        yield dealt[rank] if rank < len(dealt) else (dealt[0][0], 0)
+@contextmanager
+def _without_observation() -> Iterator[None]:
+    """Around torch's functions of state, which let a new optimizer make a step at a learning rate of 0."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*without an observation")
+        yield
 
 
 def check_observation(optimizer: Engine | type[Engine], task: Task) -> None:
@@ -277,55 +279,9 @@ def check_observation(optimizer: Engine | type[Engine], task: Task) -> None:
         )
 
 
-def _typical(seconds: list[float]) -> float | None:
-    """The median over windows of the mean time of a step: what recurs counts, what disturbs one window does not."""
-    if len(seconds) < 2 * WINDOW_STEPS:
-        return median(seconds) if seconds else None
-    starts = range(0, len(seconds) - WINDOW_STEPS + 1, WINDOW_STEPS)
-    return median(mean(seconds[start : start + WINDOW_STEPS]) for start in starts)
-
-
-def _samples(spec: RunSpec, task: Task) -> int:
-    samples, rest = divmod(spec.batch_tokens, task.tokens_per_sample)
-    if rest or not samples:
-        raise UsageError(
-            f"batch_tokens {spec.batch_tokens} must be a multiple of {task.tokens_per_sample} (one sample)"
-        )
-    return samples
-
-
-def _micro_samples(spec: RunSpec, task: Task, samples: int) -> int:
-    if not spec.micro_batch_tokens:
-        return samples
-    micro, rest = divmod(spec.micro_batch_tokens, task.tokens_per_sample)
-    if rest:
-        raise UsageError(f"micro_batch_tokens must be a multiple of one sample, {task.tokens_per_sample} tokens")
-    return micro
-
-
 def _params_by_role(optimizer: Engine) -> dict[str, int]:
     """Counts by role, as the optimizer's routing saw them: each parameter once, tied or not."""
     counts: dict[str, int] = {}
     for group in optimizer.param_groups:
         counts[group["role"]] = counts.get(group["role"], 0) + sum(p.numel() for p in group["params"])
     return counts
-
-
-def to_device(batch: Any, device: str) -> Any:
-    """Every tensor of a batch, which may be a tensor or nested tuples, lists and dictionaries of them."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, tuple | list):
-        items = [to_device(item, device) for item in batch]
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    return batch
-
-
-def _thin(losses: list[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Steps and losses of a curve with at most CURVE_POINTS points, each the mean of the steps up to it."""
-    width = -(-len(losses) // CURVE_POINTS) or 1
-    groups = [losses[start : start + width] for start in range(0, len(losses), width)]
-    ends = [min(start + width, len(losses)) for start in range(0, len(losses), width)]
-    return tuple(ends), tuple(sum(group) / len(group) for group in groups)

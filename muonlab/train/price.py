@@ -8,7 +8,7 @@ import torch
 from muonlab.optim import catalog as optimizers
 from muonlab.records import RunSpec
 from muonlab.tasks import catalog as tasks
-from muonlab.train.loop import to_device
+from muonlab.train.batches import to_device
 
 __all__ = ["estimate_seconds"]
 

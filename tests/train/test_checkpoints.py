@@ -140,6 +140,19 @@ def test_time_spent_before_the_interruption_counts(adamw, tmp_path):
     assert 1000 < record.wall_seconds < 1100 and 100 < record.eval_seconds < 200
 
 
+def test_a_checkpoint_of_an_earlier_version_is_passed_over(adamw, tmp_path):
+    spec, expected = adamw
+    interrupt(spec, checkpoints := Checkpoints(tmp_path / "run"), 4)
+    (path,) = checkpoints.folder.iterdir()
+    state = checkpoints.load(dict)
+    buffer = io.BytesIO()
+    torch.save({name: value for name, value in state.items() if name != "format"}, buffer)
+    path.write_bytes(sealed(buffer.getvalue()))
+    with pytest.warns(UserWarning, match="has the format of another version"):
+        record, seen = go_on(spec, checkpoints)
+    assert same_result(record, expected) and seen == list(range(1, NUM_STEPS + 1))
+
+
 def test_an_evaluation_that_was_not_asked_for_then_is_not_missed(adamw, tmp_path):
     spec, expected = adamw
     interrupt(spec, checkpoints := Checkpoints(tmp_path / "run"), 5, eval_steps=())

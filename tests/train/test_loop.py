@@ -15,7 +15,8 @@ from muonlab.errors import UsageError
 from muonlab.records import Record, Schedule
 from muonlab.records.record import same_result
 from muonlab.tasks.text import Text
-from muonlab.train.loop import CURVE_POINTS, train
+from muonlab.train.curves import CURVE_POINTS
+from muonlab.train.loop import train
 from muonlab.train.schedules import lr_factor, progress_at
 
 OPTIMIZERS = ("adamw", "muon", "sgd")

@@ -7,7 +7,8 @@ from muonlab.errors import UsageError
 from muonlab.records.record import same_result
 from muonlab.tasks.text import Text
 from muonlab.train.checkpoint import Checkpoints
-from muonlab.train.loop import Interrupted, _typical, train
+from muonlab.train.curves import typical
+from muonlab.train.loop import Interrupted, train
 
 EVERY_FOURTH = {"opt.lr": 0.01, "opt.observe_every": 4}
 
@@ -93,6 +94,6 @@ def test_a_task_without_curvature_is_refused_in_one_line(make_spec) -> None:
 
 def test_the_time_of_a_step_counts_what_recurs_and_not_what_disturbs_once() -> None:
     every_tenth = [1.0] * 9 + [11.0]
-    assert _typical(every_tenth * 6) == pytest.approx(2.0)
-    assert _typical([1.0] * 55 + [100.0] + [1.0] * 14) == pytest.approx(1.0)
-    assert _typical([1.0, 2.0, 9.0]) == 2.0 and _typical([]) is None
+    assert typical(every_tenth * 6) == pytest.approx(2.0)
+    assert typical([1.0] * 55 + [100.0] + [1.0] * 14) == pytest.approx(1.0)
+    assert typical([1.0, 2.0, 9.0]) == 2.0 and typical([]) is None
