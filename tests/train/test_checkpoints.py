@@ -217,7 +217,7 @@ def test_one_that_cannot_be_read_is_passed_over(adamw, tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     interrupt(spec, checkpoints, 3)
     (checkpoints.folder / "step-000000007.pt").mkdir()
-    with pytest.warns(UserWarning, match=r"step-000000007\.pt is damaged"):
+    with pytest.warns(UserWarning, match=r"step-000000007\.pt can't be read"):
         record, _ = go_on(spec, checkpoints)
     assert same_result(record, expected)
 
