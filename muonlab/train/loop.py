@@ -153,10 +153,10 @@ class _Run:
         for part in range(parts):
             first = start + part * self.micro_samples + offset
             batch = to_device(self.task.batch(self.spec.seed, first, count), self.device)
-            with self.ranks.accumulating(self.spread, last=part == parts - 1):
-                with self._autocast():
-                    loss = loss_of(self.forward, batch) / parts
-                loss.backward()
+            self.ranks.sum_gradients(self.spread, now=part == parts - 1)
+            with self._autocast():
+                loss = loss_of(self.forward, batch) / parts
+            loss.backward()
             total = total + loss.detach()
         return self.ranks.mean(total)
 

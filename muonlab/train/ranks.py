@@ -2,8 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Self
 
@@ -38,10 +37,8 @@ class Alone:
         """Of so many samples: where this rank's begin, and how many they are."""
         return 0, samples
 
-    @contextmanager
-    def accumulating(self, model: nn.Module, *, last: bool) -> Iterator[None]:
-        """Around a backward pass; gradients are summed over ranks after the last one."""
-        yield
+    def sum_gradients(self, model: nn.Module, *, now: bool) -> None:
+        """Whether the next backward pass sums gradients over ranks, or leaves that to a later one."""
 
     def mean(self, value: Tensor | float) -> float:
         """The mean over ranks."""
@@ -104,13 +101,11 @@ class Ranks(Alone):
             )
         return self.data_rank * share, share
 
-    @contextmanager
-    def accumulating(self, model: nn.Module, *, last: bool) -> Iterator[None]:
+    def sum_gradients(self, model: nn.Module, *, now: bool) -> None:
         if isinstance(model, nn.parallel.DistributedDataParallel):
-            model.require_backward_grad_sync = last
+            model.require_backward_grad_sync = now
         elif hasattr(model, "set_requires_gradient_sync"):
-            model.set_requires_gradient_sync(last)
-        yield
+            model.set_requires_gradient_sync(now)
 
     def mean(self, value: Tensor | float) -> float:
         return self._reduced([float(value)])[0] / self.world_size
@@ -128,12 +123,13 @@ class Ranks(Alone):
 
     def clip(self, params: Sequence[Tensor], bound: float) -> float:
         """Every rank adds the squares of what it holds, divided by the number of ranks that hold the same."""
-        grads = {p: gradient_of(p) for p in params if p.grad is not None}
-        squares = sum(float(g.norm()) ** 2 * _num_shards(p) for p, g in grads.items()) / self.world_size
+        params = [p for p in params if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm([gradient_of(p) for p in params])).tolist()
+        squares = sum(norm**2 * _num_shards(p) for p, norm in zip(params, norms, strict=True)) / self.world_size
         norm = math.sqrt(self._reduced([squares])[0])
         share = bound / (norm + CLIP_EPS)
         if share < 1:
-            torch._foreach_mul_([local_of(p.grad) for p in grads], share)
+            torch._foreach_mul_([local_of(p.grad) for p in params], share)
         return norm
 
     def gathered(self, value: Any) -> list[Any]:
