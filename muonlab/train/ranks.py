@@ -124,7 +124,7 @@ class Ranks(Alone):
     def clip(self, params: Sequence[Tensor], bound: float) -> float:
         """Every rank adds the squares of what it holds, divided by the number of ranks that hold the same."""
         params = [p for p in params if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm([gradient_of(p) for p in params])).tolist()
+        norms = torch.stack(torch._foreach_norm([gradient_of(p) for p in params])).tolist() if params else []
         squares = sum(norm**2 * _num_shards(p) for p, norm in zip(params, norms, strict=True)) / self.world_size
         norm = math.sqrt(self._reduced([squares])[0])
         share = bound / (norm + CLIP_EPS)
