@@ -10,6 +10,7 @@ of the slowest rank.
 
 import argparse
 import json
+import logging
 import os
 import platform
 import random
@@ -21,6 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +35,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import muonlab
 from muonlab.bench.designs import step_of
@@ -45,8 +48,7 @@ from muonlab.optim import owners
 from muonlab.optim.sharding import local_of, spread_as
 from muonlab.train.environment import environment
 
-WORLDS = (2, 3, 4)
-WIDTH, DEPTH = 256, 4
+DEPTH = 4
 SMALL_BUCKET = 2**20  # bytes a rank, so that there are several
 PRODUCT, REPEATS = 512, 8  # side of the products, how many in one turn
 EMPTY, FULL = 16, 4 * 2**20  # bytes to every peer
@@ -61,9 +63,9 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    def __init__(self, width: int = WIDTH, depth: int = DEPTH) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width) for _ in range(DEPTH))
 
 
 class Gathering(torch.optim.Optimizer):
@@ -82,29 +84,28 @@ class Gathering(torch.optim.Optimizer):
             local_of(p).mul_(1 - 0.1 * LR).sub_(local_of(spread_as(p, polar(u.full_tensor()))), alpha=LR)
 
 
-def fsdp(optimizer: Callable[..., Any], world: int) -> Any:
-    model = Stack()
+def fsdp(optimizer: Callable[..., Any], model: Stack) -> Any:
     for block in model.blocks:
-        fully_shard(block, mesh=init_device_mesh("cpu", (world,)))
+        fully_shard(block, mesh=init_device_mesh("cpu", (distributed.get_world_size(),)))
     return optimizer(list(model.parameters()))
 
 
-def ddp(optimizer: Callable[..., Any], whole: bool, world: int) -> Any:
-    model = DistributedDataParallel(Stack())
-    return optimizer(model if whole else list(model.parameters()))
+def ddp(optimizer: Callable[..., Any], model: Stack, whole: bool = False) -> Any:
+    spread = DistributedDataParallel(model)
+    return optimizer(spread if whole else list(spread.parameters()))
 
 
 # label: design that is simulated, how it is built, bytes of a bucket
-CONTENDERS: dict[str, tuple[str, Callable[[int], Any], int]] = {
-    "muonlab.Muon, FSDP2": ("owner", lambda w: fsdp(muonlab.Muon, w), owners.BUCKET_BYTES),
-    "muonlab.Muon, FSDP2, buckets of 1 MiB": ("owner", lambda w: fsdp(muonlab.Muon, w), SMALL_BUCKET),
-    "muonlab.NorMuon, FSDP2": ("owner", lambda w: fsdp(muonlab.NorMuon, w), owners.BUCKET_BYTES),
-    "muonlab.MuonHyperball, FSDP2": ("weights", lambda w: fsdp(muonlab.MuonHyperball, w), owners.BUCKET_BYTES),
-    "all-gather, FSDP2": ("all-gather", lambda w: fsdp(Gathering, w), owners.BUCKET_BYTES),
-    "torch.optim.Muon, FSDP2": ("per matrix", lambda w: fsdp(torch.optim.Muon, w), owners.BUCKET_BYTES),
-    "muonlab.Muon, DDP module": ("DDP owner", lambda w: ddp(muonlab.Muon, True, w), owners.BUCKET_BYTES),
-    "muonlab.Muon, DDP parameters": ("DDP repeated", lambda w: ddp(muonlab.Muon, False, w), owners.BUCKET_BYTES),
-    "torch.optim.Muon, DDP": ("DDP repeated", lambda w: ddp(torch.optim.Muon, False, w), owners.BUCKET_BYTES),
+CONTENDERS: dict[str, tuple[str, Callable[[Stack], Any], int]] = {
+    "muonlab.Muon, FSDP2": ("owner", partial(fsdp, muonlab.Muon), owners.BUCKET_BYTES),
+    "muonlab.Muon, FSDP2, buckets of 1 MiB": ("owner", partial(fsdp, muonlab.Muon), SMALL_BUCKET),
+    "muonlab.NorMuon, FSDP2": ("owner", partial(fsdp, muonlab.NorMuon), owners.BUCKET_BYTES),
+    "muonlab.MuonHyperball, FSDP2": ("weights", partial(fsdp, muonlab.MuonHyperball), owners.BUCKET_BYTES),
+    "all-gather, FSDP2": ("all-gather", partial(fsdp, Gathering), owners.BUCKET_BYTES),
+    "torch.optim.Muon, FSDP2": ("per matrix", partial(fsdp, torch.optim.Muon), owners.BUCKET_BYTES),
+    "muonlab.Muon, DDP module": ("DDP owner", partial(ddp, muonlab.Muon, whole=True), owners.BUCKET_BYTES),
+    "muonlab.Muon, DDP parameters": ("DDP repeated", partial(ddp, muonlab.Muon), owners.BUCKET_BYTES),
+    "torch.optim.Muon, DDP": ("DDP repeated", partial(ddp, torch.optim.Muon), owners.BUCKET_BYTES),
 }
 LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], tuple[int, int]]] = {  # mesh, placements, shape
     "rows over 4": ((4,), (Shard(0),), (64, 32)),
@@ -119,8 +120,8 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], tuple[int, int]]] = {
 }
 
 
-class Sent(TorchDispatchMode):
-    """Bytes that have to leave this rank, collective by collective, whoever calls it; see `must_send`.
+class Seen(TorchDispatchMode):
+    """Bytes that have to leave this rank, by kind of collective, whoever calls it (see `must_send`), and flops.
 
     An all-to-all counts what it is given less this rank's own part; the others, which are symmetric, the mean.
     """
@@ -130,6 +131,7 @@ class Sent(TorchDispatchMode):
         self.rank, self.world = rank, world
         self.bytes: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
+        self.flops = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
@@ -139,7 +141,10 @@ class Sent(TorchDispatchMode):
             kind, num_bytes = self._sent(name, args)
             self.bytes[kind] += num_bytes
             self.counts[kind] += 1
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
 
     def _sent(self, name: str, args: Any) -> tuple[str, float]:
         if name == "alltoall_base_":
@@ -192,11 +197,11 @@ class Ranks:
         given, got = (torch.zeros(self.world * num_bytes, dtype=torch.uint8) for _ in range(2))
         return lambda: distributed.all_to_all_single(got, given)
 
-    def measured(self) -> dict[str, Any]:
+    def measured(self, width: int) -> dict[str, Any]:
         steppers, facts = {}, {}
         for label, (_, build, size) in CONTENDERS.items():
             with bucket_bytes(size):
-                optimizer = build(self.world)
+                optimizer = build(Stack(width))
                 shapes = give_gradients(optimizer)
                 step = bucketed(optimizer, size)
                 facts[label] = self.facts(optimizer, step)
@@ -218,17 +223,18 @@ class Ranks:
             step()
         with CommDebugMode() as counted:
             step()
-        with Sent(self.rank, self.world) as sent:
+        with Seen(self.rank, self.world) as seen:
             step()
         num = counted.get_total_counts()
-        assert num == sum(sent.counts.values()), f"{num} collectives, {sent.counts} of them weighed"
+        assert num == sum(seen.counts.values()), f"{num} collectives, {seen.counts} of them weighed"
         local = {p: {k: local_of(v) for k, v in state.items()} for p, state in optimizer.state.items()}
         stored = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
         stored.state.update(local)
         return {
-            "collectives": dict(sent.counts),
+            "collectives": dict(seen.counts),
             "num_collectives": num,
-            "sent_bytes": max(self.everyone(sum(sent.bytes.values()))),
+            "sent_bytes": max(self.everyone(sum(seen.bytes.values()))),
+            "flops": max(self.everyone(seen.flops)),
             "state_bytes": max(self.everyone(state_bytes(stored))),
         }
 
@@ -247,7 +253,7 @@ class Ranks:
             "ratio_low": ratio.low, "ratio_high": ratio.high, **facts,
             "predicted": {
                 **predicted, "num_collectives": len(step.collectives), "sent_bytes": float(step.sent_bytes.max()),
-                "state_bytes": step.state_bytes,
+                "flops": float(step.flops.max()), "state_bytes": step.state_bytes,
             },
             "relative_error": predicted["seconds"] / seconds.median - 1,
         }  # fmt: skip
@@ -297,20 +303,22 @@ def layouts() -> list[dict[str, Any]]:
     return rows
 
 
-def work(rank: int, world: int, num_rounds: int, folder: Path) -> None:
+def work(rank: int, world: int, options: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
+    logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # its advice is on torch.optim.Muon's work
     store = distributed.FileStore(str(folder / f"rendezvous{world}"), world)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    found = Ranks(rank, world, num_rounds).measured()
+    found = Ranks(rank, world, options.rounds).measured(options.width)
     if rank == 0:
         (folder / f"{world}.json").write_text(json.dumps(found))
     distributed.destroy_process_group()
 
 
-def spawned(world: int, num_rounds: int, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--rounds", str(num_rounds), "--work", str(world), str(folder)]
+def spawned(world: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    settings = ["--rounds", str(options.rounds), "--width", str(options.width)]
+    command = [sys.executable, __file__, *settings, "--work", str(world), str(folder)]
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     children = [subprocess.Popen([*command, str(rank)], env=quiet) for rank in range(world)]
     codes = [child.wait() for child in children]
@@ -342,22 +350,25 @@ def show(found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--worlds", default="2,3,4")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--work", nargs=3, metavar=("RANKS", "FOLDER", "RANK"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         world, folder, rank = options.work
-        return work(int(rank), int(world), options.rounds, Path(folder))
+        return work(int(rank), int(world), options, Path(folder))
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         results = []
-        for world in WORLDS:
-            results.append(spawned(world, options.rounds, Path(folder)))
+        for world in map(int, options.worlds.split(",")):
+            results.append(spawned(world, options, Path(folder)))
             show(results[-1])
     machine = environment("cpu") | {"threads": 1, "cores": os.cpu_count(), "platform": platform.platform()}
     document = {
         "machine": machine, "load_before": load, "load_after": os.getloadavg()[0], "backend": "gloo",
-        "model": {"width": WIDTH, "depth": DEPTH, "num_parameters": sum(p.numel() for p in Stack().parameters())},
+        "model": {"width": options.width, "depth": DEPTH,
+                  "num_parameters": sum(p.numel() for p in Stack(options.width).parameters())},
         "worlds": results,
     }  # fmt: skip
     if options.out:
