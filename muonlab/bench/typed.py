@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 
 from muonlab.bench.sets import ParameterSet
 from muonlab.errors import UsageError, unknown
@@ -72,7 +73,7 @@ def _quantity(name: str, text: str) -> float:
     _, units, example = CONSTANTS[name]
     found = NUMBER.fullmatch(text)
     factor = units.get(found[2].strip()) if found else None
-    value = float(found[1]) * factor if found and factor else 0.0
+    value = float(Decimal(found[1]) * Decimal(repr(factor))) if found and factor else 0.0
     if not 0.0 < value < float("inf"):
         known = ", ".join(unit for unit in units if unit)
         raise UsageError(f"{name}={text}: write a number above 0, with a unit of {known} or none, such as {example}")

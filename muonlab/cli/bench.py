@@ -36,13 +36,13 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's own")] = None,
     simulate: Annotated[
         str | None,
-        typer.Option(metavar="world=N..M,...",
-                     help="Predict steps over ranks instead: numbers of ranks, and what is known of the machine, e.g. "
-                     "world=8..4096,flops=400T,bandwidth=50GB/s,latency=20us."),
+        typer.Option(metavar="NAME=VALUE,...",
+                     help="Predict steps over ranks instead: how many, and what is known of the machine, e.g. "
+                     "world=8..4096,flops=400T, bandwidth=50GB/s,latency=20us."),
     ] = None,
     matrices: Annotated[
         str | None,
-        typer.Option(metavar="N*RxC,...", help="With --simulate: your own matrices, e.g. 32*4096x4096,32*11008x4096."),
+        typer.Option(metavar="N*RxC,...", help="With --simulate: your own matrices, e.g. 32*4096x4096,64*11008x4096."),
     ] = None,
     device: opt.Device = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write the JSON document there too.")] = None,
@@ -52,13 +52,12 @@ def bench(
     """Time optimizer steps against the installed peers: ratios to torch.optim, memory, distance from U V^T."""
     if out:
         check_out(out)
-    refuse_flags(
-        context,
-        OF_MEASURING if simulate else ("matrices",),
-        f"has no effect with{'' if simulate else 'out'} --simulate",
-    )
-    if matrices:
-        refuse_flags(context, ("sets", "full"), "has no effect with --matrices")
+    if simulate is None:
+        refuse_flags(context, ("matrices",), "no effect without --simulate")
+    else:
+        refuse_flags(context, OF_MEASURING, "no effect with --simulate")
+    if matrices is not None:
+        refuse_flags(context, ("sets", "full"), "no effect with --matrices")
     resolved = resolve_device(device or "auto")
     show = _show
     with users_code():  # also peers print

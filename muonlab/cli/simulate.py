@@ -62,8 +62,7 @@ def _flops(device: str, threads: int | None, show_progress: bool) -> float:
 def show(document: dict[str, Any]) -> None:
     """What is assumed, a table per set, at most 80 columns wide, and what the columns mean."""
     out = console()
-    for text in _constants(document):
-        out.print(text, highlight=False)
+    out.print(_constants(document), highlight=False)
     for _, rows in groupby(document["rows"], key=lambda row: row["set"]):
         out.print()
         out.print(_table(list(rows)))
@@ -72,17 +71,17 @@ def show(document: dict[str, Any]) -> None:
         out.print(text, highlight=False, markup=False)
 
 
-def _constants(document: dict[str, Any]) -> list[str]:
+def _constants(document: dict[str, Any]) -> str:
     from muonlab.report.text import show as text
 
     found = {name: (one["value"], one["source"]) for name, one in document["constants"].items()}
     flops, bandwidth, latency = (found[name] for name in ("flops_per_second", "bytes_per_second", "latency_seconds"))
-    return [
+    return (
         "Predicted, not measured. For each rank "
         f"{flops[0] / 1e12:.3g} Tflops ({flops[1]}), {bandwidth[0] / 1e9:.3g} GB/s ({bandwidth[1]}), "
         f"{text(latency[0], 'seconds')} a collective ({latency[1]}); {document['algorithm']}; "
         f"parameters in {document['dtype']}."
-    ]
+    )
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
@@ -91,9 +90,8 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 
     first = rows[0]
     found = table(
-        f"{first['set']}: {plural(first['num_matrices'], 'matrix').replace('matrixs', 'matrices')}, "
-        f"{text(first['num_parameters'], 'tokens')} parameters; products at most "
-        f"{text(first['ranks_that_help'], 'ratio')} as fast by owners"
+        f"{first['set']}: {plural(first['num_matrices'], 'tensor')}, {text(first['num_parameters'], 'tokens')} "
+        f"parameters, at most {text(first['ranks_that_help'], 'ratio')} by owners"
     )
     for heading in ("ranks", "design", "step", "serial", "bound by", "sent", "colls", "state"):
         found.add_column(heading, justify="left" if heading in ("design", "bound by") else "right", no_wrap=True)
@@ -122,6 +120,7 @@ def _notes(document: dict[str, Any]) -> list[str]:
     return [
         "step: with as many exchanges under way as the optimizer has; serial: one thing after the other; bound by: the "
         "largest of compute, latency, transfer and waiting for other owners, over the step; sent, state: bytes of "
-        "the rank that has most; colls: collectives. The model is in docs/bench.md.",
+        "the rank that has most; colls: collectives; at most by owners: all products over those of the dearest tensor, "
+        "which is what more ranks cannot exceed. The model is in docs/bench.md.",
         *(f"{name}: {text}" for name, text in DESIGNS.items()),
     ]

@@ -226,12 +226,12 @@ def test_ranks_count_what_was_predicted(tmp_path):
     if not torch.distributed.is_available():
         pytest.skip("this torch has no distributed")
     out = tmp_path / "sharding.json"
-    command = [sys.executable, str(SCRIPT), "--worlds", "2", "--rounds", "1", "--width", "16", "--out", str(out)]
+    command = [sys.executable, str(SCRIPT), "--worlds", "2", "--rounds", "1", "--widths", "16", "--out", str(out)]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
-    (world,) = json.loads(out.read_text())["worlds"]
-    assert {row["design"] for row in world["rows"]} == set(DESIGNS)
-    for row in world["rows"]:
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["design"] for row in rows} == set(DESIGNS)
+    for row in rows:
         for count in ("num_collectives", "sent_bytes", "flops"):
             assert row[count] == pytest.approx(row["predicted"][count]), (row["optimizer"], count)
         if ".Muon," in row["optimizer"]:  # the others keep more than a momentum
