@@ -1,7 +1,7 @@
 """Ways to orthogonalise matrices that are spread over ranks: what each computes, sends and keeps in a step."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
@@ -42,7 +42,8 @@ class Round:
 class Step:
     """One step of all ranks: what they agree on, then the rounds.
 
-    `overlaps` says whether rounds are under way together, as muonlab.optim.exchange.overlapped has them.
+    `overlaps` says whether rounds are under way together, as muonlab.optim.exchange.overlapped has them; `raises`,
+    whether there is no such step, because the optimizer raises.
     """
 
     rounds: tuple[Round, ...]
@@ -50,6 +51,7 @@ class Step:
     state_bytes: int  # of the fullest rank
     opening: tuple[float, ...] = ()  # collectives
     overlaps: bool = False
+    raises: bool = False
 
     @property
     def collectives(self) -> tuple[float, ...]:
@@ -119,9 +121,11 @@ def _per_matrix(shapes: Sequence[Shape], num_ranks: int) -> Step:
     Math     n, m = sides, n the shorter; T steps in bfloat16; one all-reduce for the norm; then at each step
              n sharded (rows <= columns)  all-gathers of X (n x m), X X^T (n x n) and X again; all products are split
              m sharded                    two all-reduces of X X^T; its square is computed by every rank
+             fewer rows than ranks         raises
     Source   collectives as torch 2.13 makes them (benchmarks/sharding.py)
     """
-    return _alike([_on_shards(shape, num_ranks) for shape in shapes], _shard_bytes(shapes, num_ranks))
+    found = _alike([_on_shards(shape, num_ranks) for shape in shapes], _shard_bytes(shapes, num_ranks))
+    return replace(found, raises=any(rows < num_ranks for rows, _ in shapes))
 
 
 def _on_shards(shape: Shape, num_ranks: int) -> Alike:

@@ -32,7 +32,7 @@ ASSUMED = {"bytes_per_second": 50e9, "latency_seconds": 20e-6}  # one 400 Gb/s p
 
 
 def times(step: Step, machine: Machine) -> dict[str, Any]:
-    """Seconds of a step, and of what in it.
+    """Seconds of a step, and of what in it; None where the optimizer raises.
 
     Math     a collective takes L + B/b, products take F/f; B of the rank that sends or receives most
              compute  F of the rank with the most flops in all; latency, transfer: all collectives
@@ -53,12 +53,13 @@ def times(step: Step, machine: Machine) -> dict[str, Any]:
         "transfer": sum(step.collectives) / machine.bytes_per_second,
     }
     terms["waiting"] = max(0.0, seconds - sum(terms.values()))
-    return {
+    found = {
         "seconds": seconds,
         "serial_seconds": serial,
         **{f"{name}_seconds": value for name, value in terms.items()},
         "bound": max(terms, key=terms.__getitem__),
     }
+    return dict.fromkeys(found) if step.raises else found
 
 
 class Schedule:

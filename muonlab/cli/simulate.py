@@ -104,12 +104,14 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 def _cells(row: dict[str, Any]) -> list[str]:
     from muonlab.report.text import show as text
 
-    share = row[f"{row['bound']}_seconds"] / row["seconds"]
+    bound = "raises"
+    if row["bound"]:
+        bound = f"{row['bound']} {row[row['bound'] + '_seconds'] / row['seconds']:.0%}"
     return [
         row["design"],
         text(row["seconds"], "seconds"),
         text(row["serial_seconds"], "seconds"),
-        f"{row['bound']} {share:.0%}",
+        bound,
         bytes_text(row["sent_bytes"]),
         f"{row['num_collectives']:,}",
         bytes_text(row["state_bytes"]),
@@ -117,10 +119,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _notes(document: dict[str, Any]) -> list[str]:
+    raises = any(row["seconds"] is None for row in document["rows"])
     return [
         "step: with as many exchanges under way as the optimizer has; serial: one thing after the other; bound by: the "
         "largest of compute, latency, transfer and waiting for other owners, over the step; sent, state: bytes of "
         "the rank that has most; colls: collectives; at most by owners: all products over those of the dearest tensor, "
         "which is what more ranks cannot exceed. The model is in docs/bench.md.",
         *(f"{name}: {text}" for name, text in DESIGNS.items()),
+        *(["raises: on a matrix with fewer rows than there are ranks"] if raises else []),
     ]

@@ -1,5 +1,6 @@
 """A simulation moves the bytes that the optimizer's own code moves, and keeps to what bounds any schedule."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from muonlab.bench.designs import DESIGNS, Round, step_of
 from muonlab.bench.limits import Work
@@ -221,10 +223,41 @@ def test_matrices_that_cannot_be_read(typed):
         parse_matrices(typed)
 
 
+@pytest.fixture
+def seen(monkeypatch):
+    """What counts collectives, bytes and flops in the benchmark."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    return importlib.import_module("sharding_rank").Seen
+
+
+@pytest.mark.parametrize("num_ranks", [8, 64])
+def test_torchs_muon_on_more_ranks_than_there_are_processes(num_ranks, seen):
+    """torch's backend that moves nothing: the collectives are those of a rank among so many."""
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg", reason="this torch has no fake backend")
+    torch.distributed.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=num_ranks)
+    try:
+        mesh = init_device_mesh("cpu", (num_ranks,))
+        for shape in ((512, 32), (32, 512), (256, 256), (100, 30), (70, 100), (9, 20), (20, 9), (63, 8)):
+            w = torch.nn.Parameter(distribute_tensor(torch.randn(shape), mesh, (Shard(0),)))
+            w.grad = distribute_tensor(torch.randn(shape), mesh, (Shard(0),))
+            optimizer, step = torch.optim.Muon([w]), step_of("per matrix", [shape], num_ranks)
+            if step.raises:
+                with pytest.raises(RuntimeError, match="placement changes"):
+                    optimizer.step()
+                assert set(times(step, MACHINE).values()) == {None}
+                continue
+            optimizer.step()  # the first also propagates shapes
+            with seen(0, num_ranks) as counted:
+                optimizer.step()
+            assert sum(counted.counts.values()) == len(step.collectives), shape
+            assert sum(counted.bytes.values()) == pytest.approx(float(step.sent_bytes)), shape
+            assert counted.flops == pytest.approx(float(step.flops)), shape
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_ranks_count_what_was_predicted(tmp_path):
     """Two processes, real FSDP2 and DDP: collectives, bytes, flops and state of every optimizer are the simulated."""
-    if not torch.distributed.is_available():
-        pytest.skip("this torch has no distributed")
     out = tmp_path / "sharding.json"
     command = [sys.executable, str(SCRIPT), "--worlds", "2", "--rounds", "1", "--widths", "16", "--out", str(out)]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=240)
