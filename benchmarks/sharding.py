@@ -2,11 +2,11 @@
 
     python benchmarks/sharding.py --out benchmarks/results/sharding.json
 
-For 2, 3 and 4 ranks: one decoder-like stack of matrices under FSDP2 and under DDP, stepped by several optimizers in
+For 2, 3 and 4 ranks: a stack of matrices under FSDP2 and under DDP, stepped by several optimizers in
 interleaved rounds. The constants of the prediction are those of separate small measurements, which take their turn in
 the same rounds: products of matrices on all ranks at a time, and all-to-alls with and without content. A time is that
-of the slowest rank. At a width of 16 products and bytes are next to nothing: what is left is latency, and what the
-model leaves out.
+of the slowest rank. In d256, the matrices of a decoder, products are nearly everything; in d16 latency, and what the model
+leaves out; in thin, bytes.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from muonlab.train.environment import environment
 RANK = Path(__file__).with_name("sharding_rank.py")
 
 
-def spawned(world: int, num_rounds: int, widths: str, folder: str) -> dict[str, Any]:
+def spawned(world: int, num_rounds: int, stacks: str, folder: str) -> dict[str, Any]:
     """What the first of so many ranks wrote."""
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     children = [
-        subprocess.Popen([sys.executable, RANK, str(rank), str(world), str(num_rounds), widths, folder], env=quiet)
+        subprocess.Popen([sys.executable, RANK, str(rank), str(world), str(num_rounds), stacks, folder], env=quiet)
         for rank in range(world)
     ]
     codes = [child.wait() for child in children]
@@ -39,11 +39,11 @@ def spawned(world: int, num_rounds: int, widths: str, folder: str) -> dict[str, 
 
 
 def show(found: dict[str, Any]) -> None:
-    for (num_ranks, width), rows in groupby(found["rows"], key=lambda row: (row["num_ranks"], row["width"])):
+    for (num_ranks, stack), rows in groupby(found["rows"], key=lambda row: (row["num_ranks"], row["stack"])):
         of_these = list(rows)
         flops, bandwidth, latency = of_these[0]["constants"].values()
         print(
-            f"\n{num_ranks} ranks, width {width}: {flops / 1e9:.0f} Gflops, {bandwidth / 1e6:.0f} MB/s, "
+            f"\n{num_ranks} ranks, {stack}: {flops / 1e9:.0f} Gflops, {bandwidth / 1e6:.0f} MB/s, "
             f"{latency * 1e6:.0f} us a collective\n"
             f"{'':35s} {'ms':>7s} {'quartiles':>15s} {'of torch':>8s} {'predicted':>9s} {'error':>6s} {'colls':>5s} "
             f"{'MB sent':>7s}"
@@ -63,7 +63,7 @@ def show(found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--widths", default="16,256")
+    parser.add_argument("--stacks", default="d16,d256,thin")
     parser.add_argument("--worlds", default="2,3,4")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -71,7 +71,7 @@ def main() -> None:
     rows, layouts = [], []
     with tempfile.TemporaryDirectory() as folder:
         for world in options.worlds.split(","):
-            found = spawned(int(world), options.rounds, options.widths, folder)
+            found = spawned(int(world), options.rounds, options.stacks, folder)
             show(found)
             rows += found["rows"]
             layouts += found["layouts"]

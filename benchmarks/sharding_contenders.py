@@ -22,17 +22,23 @@ DEPTH = 4
 LR = 1e-3
 
 
+def _decoder(width: int) -> tuple[tuple[int, int], ...]:
+    return DEPTH * ((3 * width, width), (width, width), (4 * width, width), (width, 4 * width))
+
+
+STACKS = {"d16": _decoder(16), "d256": _decoder(256), "thin": 16 * ((16384, 16),)}  # shapes
+
+
 class Block(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, shape: tuple[int, int]) -> None:
         super().__init__()
-        sides = ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))
-        self.layers = nn.ModuleList(nn.Linear(*pair, bias=False) for pair in sides)
+        self.layer = nn.Linear(shape[1], shape[0], bias=False)
 
 
 class Stack(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width) for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(map(Block, STACKS[name]))
 
 
 class Gathering(torch.optim.Optimizer):

@@ -1,6 +1,6 @@
 """What each rank of `benchmarks/sharding.py` runs: optimizers on the same stack, counted and timed beside predictions.
 
-python benchmarks/sharding_rank.py RANK RANKS ROUNDS WIDTHS FOLDER
+python benchmarks/sharding_rank.py RANK RANKS ROUNDS STACKS FOLDER
 """
 
 import json
@@ -119,11 +119,11 @@ class Ranks:
         given, got = (torch.zeros(self.world * num_bytes, dtype=torch.uint8) for _ in range(2))
         return lambda: distributed.all_to_all_single(got, given)
 
-    def measured(self, width: int) -> list[dict[str, Any]]:
+    def measured(self, stack: str) -> list[dict[str, Any]]:
         """A row for each contender, and the constants of the machine meanwhile in each."""
         steppers, facts = {}, {}
         for label, one in CONTENDERS.items():
-            optimizer = one.build(Stack(width))
+            optimizer = one.build(Stack(stack))
             shapes = give_gradients(optimizer)
             steppers[label] = partial(step, one, optimizer)
             facts[label] = self.facts(optimizer, steppers[label])
@@ -136,7 +136,7 @@ class Ranks:
         rounds = self.interleaved({**steppers, **constants})
         machine = machine_of({name: median(rounds.pop(name)) for name in constants}, self.world)
         rows = [self.row(label, rounds, shapes, machine) | facts[label] for label in CONTENDERS]
-        return [{"num_ranks": self.world, "width": width, **row, "constants": vars(machine)} for row in rows]
+        return [{"num_ranks": self.world, "stack": stack, **row, "constants": vars(machine)} for row in rows]
 
     def facts(self, optimizer: Any, step: Callable[[], Any]) -> dict[str, Any]:
         for _ in range(2):
@@ -224,7 +224,7 @@ def layouts() -> list[dict[str, Any]]:
     return rows
 
 
-def main(rank: int, world: int, num_rounds: int, widths: list[int], folder: Path) -> None:
+def main(rank: int, world: int, num_rounds: int, stacks: list[str], folder: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
@@ -232,7 +232,7 @@ def main(rank: int, world: int, num_rounds: int, widths: list[int], folder: Path
     store = distributed.FileStore(str(folder / f"rendezvous{world}"), world)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
     ranks = Ranks(rank, world, num_rounds)
-    found = {"rows": [row for width in widths for row in ranks.measured(width)]}
+    found = {"rows": [row for stack in stacks for row in ranks.measured(stack)]}
     found["layouts"] = layouts() if world == 4 else []
     if rank == 0:
         (folder / f"{world}.json").write_text(json.dumps(found))
@@ -240,5 +240,5 @@ def main(rank: int, world: int, num_rounds: int, widths: list[int], folder: Path
 
 
 if __name__ == "__main__":
-    rank, world, num_rounds, widths, folder = sys.argv[1:]
-    main(int(rank), int(world), int(num_rounds), [int(width) for width in widths.split(",")], Path(folder))
+    rank, world, num_rounds, stacks, folder = sys.argv[1:]
+    main(int(rank), int(world), int(num_rounds), stacks.split(","), Path(folder))

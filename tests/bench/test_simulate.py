@@ -259,7 +259,7 @@ def test_torchs_muon_on_more_ranks_than_there_are_processes(num_ranks, seen):
 def test_ranks_count_what_was_predicted(tmp_path):
     """Two processes, real FSDP2 and DDP: collectives, bytes, flops and state of every optimizer are the simulated."""
     out = tmp_path / "sharding.json"
-    command = [sys.executable, str(SCRIPT), "--worlds", "2", "--rounds", "1", "--widths", "16", "--out", str(out)]
+    command = [sys.executable, str(SCRIPT), "--worlds", "2", "--rounds", "1", "--stacks", "d16", "--out", str(out)]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     rows = json.loads(out.read_text())["rows"]
