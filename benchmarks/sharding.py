@@ -5,8 +5,8 @@
 For 2, 3 and 4 ranks: a stack of matrices under FSDP2 and under DDP, stepped by several optimizers in
 interleaved rounds. The constants of the prediction are those of separate small measurements, which take their turn in
 the same rounds: products of matrices on all ranks at a time, and all-to-alls with and without content. A time is that
-of the slowest rank. In d256, the matrices of a decoder, products are nearly everything; in d16 latency, and what the model
-leaves out; in thin, bytes.
+of the slowest rank. In d256, the matrices of a decoder, products are nearly everything; in d16 latency, and what the
+model leaves out; in thin, bytes.
 """
 
 import argparse
