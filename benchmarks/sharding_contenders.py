@@ -14,8 +14,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import muonlab
+from muonlab.bench.designs import MUON
 from muonlab.kernels.polar import polar
 from muonlab.optim import owners
+from muonlab.optim.normuon import NorMuonRule
+from muonlab.optim.rule import Rule
 from muonlab.optim.sharding import local_of, spread_as
 
 DEPTH = 4
@@ -73,6 +76,7 @@ class Contender:
     design: str  # that is simulated
     build: Callable[[Stack], Any]
     bucket_bytes: int = owners.BUCKET_BYTES
+    rule: Rule = MUON
 
     @contextmanager
     def buckets(self) -> Iterator[None]:
@@ -87,7 +91,7 @@ class Contender:
 CONTENDERS = {
     "muonlab.Muon, FSDP2": Contender("owner", partial(fsdp, muonlab.Muon)),
     "muonlab.Muon, FSDP2, 1 MiB buckets": Contender("owner", partial(fsdp, muonlab.Muon), 2**20),
-    "muonlab.NorMuon, FSDP2": Contender("owner", partial(fsdp, muonlab.NorMuon)),
+    "muonlab.NorMuon, FSDP2": Contender("owner", partial(fsdp, muonlab.NorMuon), rule=NorMuonRule()),
     "muonlab.MuonHyperball, FSDP2": Contender("weights", partial(fsdp, muonlab.MuonHyperball)),
     "all-gather, FSDP2": Contender("all-gather", partial(fsdp, Gathering)),
     "torch.optim.Muon, FSDP2": Contender("per matrix", partial(fsdp, torch.optim.Muon)),

@@ -165,7 +165,7 @@ class Ranks:
         reference = f"torch.optim.Muon, {'DDP' if 'DDP' in label else 'FSDP2'}"
         seconds, ratio = spread(rounds[label]), spread(ratios(rounds[label], rounds[reference]))
         with one.buckets():
-            simulated = step_of(one.design, shapes, self.world)
+            simulated = step_of(one.design, shapes, self.world, one.rule)
         predicted = times(simulated, machine)
         counts = {
             "num_collectives": len(simulated.collectives),

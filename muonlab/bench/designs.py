@@ -13,11 +13,13 @@ from muonlab.bench.sets import Shape
 from muonlab.bench.traffic import buckets, must_send, owned, replicated, sharded, to_owners, to_shards
 from muonlab.optim import MuonRule
 from muonlab.optim.owners import Owned
+from muonlab.optim.rule import Rule
 from muonlab.optim.sharding import Layout
 
 __all__ = ["DESIGNS", "DTYPE", "Round", "Step", "step_of"]
 
 DTYPE = torch.float32  # of parameters, momentum and whatever travels but in `per matrix`
+MUON = MuonRule()
 Alike = tuple[float, tuple[float, ...]]  # flops, and bytes of collectives, of every rank
 AGREEMENT_BYTES = 24  # of the all-reduce by which ranks agree that gradients are finite: three integers
 
@@ -79,19 +81,26 @@ def _shard_bytes(shapes: Iterable[Shape], num_ranks: int) -> int:
 
 
 def _through_owners(
-    shapes: Sequence[Shape], num_ranks: int, layout: Callable[[Shape, int], Layout], copies: int
+    shapes: Sequence[Shape], num_ranks: int, rule: Rule, layout: Callable[[Shape, int], Layout], copies: int
 ) -> Step:
     """Ours. `copies` of each part go to the owner: of 1 it is a direction, and momentum stays on the shards."""
-    members = owned(shapes, lambda shape: layout(shape, num_ranks), MuonRule(), DTYPE)
+    members = owned(shapes, lambda shape: layout(shape, num_ranks), rule, DTYPE)
     opening = (must_send("all_reduce", AGREEMENT_BYTES, num_ranks),) if num_ranks > 1 else ()
     rounds, sent = [], torch.full((num_ranks,), sum(opening), dtype=torch.float64)
     for bucket in buckets(members):
-        there, back = to_owners(bucket, copies), to_shards(bucket)
+        dtypes = [_returned(rule, tuple(member.p.shape)) if copies == 1 else DTYPE for member in bucket]
+        there, back = to_owners(bucket, copies), to_shards(bucket, dtypes)
         sizes = ((float(found.busiest),) if found.busiest else () for found in (there, back))
         rounds.append(Round(_by_owner(bucket, num_ranks, FIVE_STEPS.flops), *sizes))
         sent += there.sent + back.sent
     kept = _shard_bytes(shapes, num_ranks) if copies == 1 else int(_by_owner(members, num_ranks, _bytes).max())
     return Step(tuple(rounds), sent, kept, opening, overlaps=True)
+
+
+def _returned(rule: Rule, shape: Shape) -> torch.dtype:
+    """In which a direction comes back: the polar factor's own, where the rule says that it loses nothing."""
+    says = getattr(rule, "matrix_dtype", None)
+    return says(shape, DTYPE, "cpu") if says else DTYPE
 
 
 def _by_owner(members: Sequence[Owned], num_ranks: int, what: Callable[[Shape], float]) -> Tensor:
@@ -101,7 +110,7 @@ def _by_owner(members: Sequence[Owned], num_ranks: int, what: Callable[[Shape], 
     return torch.zeros(num_ranks, dtype=torch.float64).index_add_(0, owners, values)
 
 
-def _gathered(shapes: Sequence[Shape], num_ranks: int) -> Step:
+def _gathered(shapes: Sequence[Shape], num_ranks: int, rule: Rule) -> Step:
     """Every rank gathers every direction, one after the other, and orthogonalises all of them."""
     send = partial(must_send, "all_gather", num_ranks=num_ranks)
     parts = ((shape, (send(_shard_bytes([shape], num_ranks)),) if num_ranks > 1 else ()) for shape in shapes)
@@ -110,12 +119,12 @@ def _gathered(shapes: Sequence[Shape], num_ranks: int) -> Step:
     )
 
 
-def _repeated(shapes: Sequence[Shape], num_ranks: int) -> Step:
+def _repeated(shapes: Sequence[Shape], num_ranks: int, rule: Rule) -> Step:
     """Every rank makes the whole step, on gradients that DDP has made equal."""
     return _alike([(FIVE_STEPS.flops(shape), ()) for shape in shapes], sum(map(_bytes, shapes)))
 
 
-def _per_matrix(shapes: Sequence[Shape], num_ranks: int) -> Step:
+def _per_matrix(shapes: Sequence[Shape], num_ranks: int, rule: Rule) -> Step:
     """torch.optim.Muon on DTensors of `fully_shard`: products of sharded matrices, collectives in each.
 
     Math     n, m = sides, n the shorter; T steps in bfloat16; one all-reduce for the norm; then at each step
@@ -150,7 +159,7 @@ def _alike(rounds: Sequence[Alike], state_bytes: int) -> Step:
     return Step(tuple(found), sent, state_bytes)
 
 
-DESIGNS: dict[str, Callable[[Sequence[Shape], int], Step]] = {
+DESIGNS: dict[str, Callable[[Sequence[Shape], int, Rule], Step]] = {
     "owner": partial(_through_owners, layout=sharded, copies=1),
     "weights": partial(_through_owners, layout=sharded, copies=2),
     "all-gather": _gathered,
@@ -160,11 +169,11 @@ DESIGNS: dict[str, Callable[[Sequence[Shape], int], Step]] = {
 }
 
 
-def step_of(design: str, shapes: Sequence[Shape], num_ranks: int) -> Step:
-    """What a step is under a design, one of DESIGNS.
+def step_of(design: str, shapes: Sequence[Shape], num_ranks: int, rule: Rule = MUON) -> Step:
+    """What a step is under a design, one of DESIGNS; `rule` matters to those with owners.
 
-    >>> step = step_of("owner", [(64, 32), (32, 64)], 2)
+    >>> step = step_of("DDP owner", [(64, 32), (32, 64)], 2)
     >>> len(step.collectives), step.sent_bytes.tolist(), step.balance
-    (3, [8216.0, 8216.0], 1.0)
+    (2, [8216.0, 8216.0], 1.0)
     """
-    return DESIGNS[design](shapes, num_ranks)
+    return DESIGNS[design](shapes, num_ranks, rule)

@@ -68,11 +68,11 @@ class Traffic:
 def to_owners(members: Sequence[Owned], num_copies: int = 1) -> Traffic:
     """Parts to their owners, from the owner's own replica; nothing of what every rank has whole."""
     found = _nothing(members)
-    sizes = _sizes(members)
-    for member in members:
+    sizes = _sizes([(member, member.p.dtype) for member in members])
+    for member, parts in zip(members, sizes, strict=True):
         if member.layout.is_replicated:
             continue
-        parts, rows = sizes[id(member.layout)]
+        rows = torch.tensor(member.layout.rows)
         given = torch.where(rows == rows[member.owner], parts, 0)
         given[member.owner] = 0
         found.sent.add_(given, alpha=num_copies)
@@ -80,12 +80,12 @@ def to_owners(members: Sequence[Owned], num_copies: int = 1) -> Traffic:
     return found
 
 
-def to_shards(members: Sequence[Owned]) -> Traffic:
-    """Parts from their owners to every rank that has some of the matrix."""
+def to_shards(members: Sequence[Owned], dtypes: Sequence[torch.dtype]) -> Traffic:
+    """Parts from their owners to every rank that has some of the matrix, each matrix in a dtype."""
     found = _nothing(members)
-    sizes = _sizes(members)
-    for member in members:
-        taken = sizes[id(member.layout)][0].clone()
+    sizes = _sizes(list(zip(members, dtypes, strict=True)))
+    for member, parts in zip(members, sizes, strict=True):
+        taken = parts.clone()
         taken[member.owner] = 0
         found.received.add_(taken)
         found.sent[member.owner] += taken.sum()
@@ -97,16 +97,14 @@ def _nothing(members: Sequence[Owned]) -> Traffic:
     return Traffic(torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64))
 
 
-def _sizes(members: Sequence[Owned]) -> dict[int, tuple[Tensor, Tensor]]:
-    """By id of a layout: bytes of each rank's part, and numbers of replicas."""
-    distinct = {id(member.layout): member for member in members}
-    return {
-        key: (
-            torch.tensor([Move(0, 1, box.shape, member.p.dtype).num_bytes for box in member.layout.boxes]),
-            torch.tensor(member.layout.rows),
-        )
-        for key, member in distinct.items()
-    }
+def _sizes(members: Sequence[tuple[Owned, torch.dtype]]) -> list[Tensor]:
+    """Bytes of each rank's part, in that dtype; worked out once for a layout, which matrices of a shape share."""
+    known: dict[tuple[int, torch.dtype], Tensor] = {}
+    for member, dtype in members:
+        key = id(member.layout), dtype
+        if key not in known:
+            known[key] = torch.tensor([Move(0, 1, box.shape, dtype).num_bytes for box in member.layout.boxes])
+    return [known[id(member.layout), dtype] for member, dtype in members]
 
 
 def must_send(collective: str, num_bytes: float, num_ranks: int) -> float:

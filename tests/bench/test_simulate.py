@@ -22,6 +22,7 @@ from muonlab.bench.typed import parse_matrices, parse_simulation
 from muonlab.errors import UsageError
 from muonlab.optim import MuonRule, owners
 from muonlab.optim.hyperball import MuonHyperballRule
+from muonlab.optim.normuon import NorMuonRule
 from muonlab.optim.sharding import Layout, boxes_of
 from muonlab.optim.state import create
 from muonlab.optim.update import Job
@@ -73,6 +74,17 @@ def by_rank(moves, num_ranks):
     return [[counted[rank] for rank in range(num_ranks)] for counted in (sent, received)]
 
 
+def returned(moves, bucket):
+    """In which dtype each matrix of a bucket comes back: its moves follow each other."""
+    dtypes = []
+    for member in bucket:
+        count = sum(box.numel > 0 for box in member.layout.boxes)
+        (dtype,) = {move.dtype for move in moves[:count]}
+        dtypes.append(dtype)
+        moves = moves[count:]
+    return dtypes
+
+
 @pytest.mark.parametrize("bucket_bytes", [owners.BUCKET_BYTES, 512])
 @pytest.mark.parametrize(
     ("layout", "rule", "num_copies"),
@@ -89,8 +101,12 @@ def by_rank(moves, num_ranks):
 def test_the_traffic_of_the_optimizers_own_exchanges(num_ranks, layout, rule, num_copies, bucket_bytes, monkeypatch):
     monkeypatch.setattr(owners, "BUCKET_BYTES", bucket_bytes)
     members = owned(SHAPES, lambda shape: layout(shape, num_ranks), rule, torch.float32)
-    expected = [found for bucket in buckets(members) for found in (to_owners(bucket, num_copies), to_shards(bucket))]
     real = moved(members, rule, monkeypatch)
+    expected = [
+        traffic
+        for k, bucket in enumerate(buckets(members))
+        for traffic in (to_owners(bucket, num_copies), to_shards(bucket, returned(real[2 * k + 1], bucket)))
+    ]
     assert len(real) == len(expected) > (2 if bucket_bytes == 512 and num_ranks == 2 else 1)
     for moves, traffic in zip(real, expected, strict=True):
         assert by_rank(moves, num_ranks) == [traffic.sent.tolist(), traffic.received.tolist()]
@@ -98,15 +114,17 @@ def test_the_traffic_of_the_optimizers_own_exchanges(num_ranks, layout, rule, nu
 
 
 @pytest.mark.parametrize(("design", "layout", "rule"), [
-    ("owner", sharded, MuonRule()), ("weights", sharded, MuonHyperballRule()), ("DDP owner", replicated, MuonRule()),
+    ("owner", sharded, MuonRule()), ("owner", sharded, NorMuonRule()), ("weights", sharded, MuonHyperballRule()), ("DDP owner", replicated, MuonRule()),
 ])  # fmt: skip
 @pytest.mark.parametrize("num_ranks", [1, 2, 5])
 def test_the_collectives_of_a_step(num_ranks, design, layout, rule, monkeypatch):
     monkeypatch.setattr(owners, "BUCKET_BYTES", 512)
-    step = step_of(design, SHAPES, num_ranks)
+    step = step_of(design, SHAPES, num_ranks, rule)
     members = owned(SHAPES, lambda shape: layout(shape, num_ranks), rule, torch.float32)
     away = [moves for moves in moved(members, rule, monkeypatch) if any(m.source != m.target for m in moves)]
     assert len(step.collectives) == len(away) + (num_ranks > 1)  # and the agreement
+    sent = [sum(by_rank(moves, num_ranks)[0][rank] for moves in away) for rank in range(num_ranks)]
+    assert (step.sent_bytes - sum(step.opening)).tolist() == sent
 
 
 def test_ranks_that_gather_or_sum_by_hand():
