@@ -10,18 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from muonlab.cli import options as opt
-from muonlab.cli.arguments import check_out, names
+from muonlab.cli.arguments import check_out, names, refuse_flags
 from muonlab.cli.laboratory import print_json, resolve_device, users_code
 from muonlab.errors import UsageError
 from muonlab.records.record import json_text
 
-__all__ = ["bench"]
+__all__ = ["ALL", "bench", "bytes_text", "console", "say", "table"]
 
 ALL = "all"
 WIDTH = 100  # where nobody looks on
+OF_MEASURING = ("peers", "methods", "rounds", "batch_tokens", "ranks")
 
 
 def bench(
+    context: typer.Context,
     sets: Annotated[str, typer.Option(metavar="NAMES", help="Parameter sets, comma-separated.")] = ALL,
     peers: Annotated[str, typer.Option(metavar="NAMES", help="Peers beside torch.optim.Muon, or none.")] = ALL,
     methods: Annotated[
@@ -32,25 +34,47 @@ def bench(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the training step that shares are of.")] = 2048,
     ranks: Annotated[int, typer.Option(min=1, help="Ranks that repeat the work, for the overhead in flops.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's own")] = None,
+    simulate: Annotated[
+        str | None,
+        typer.Option(metavar="NAME=VALUE,...",
+                     help="Predict steps over ranks instead: how many, and what is known of the machine, e.g. "
+                     "world=8..4096,flops=400T, bandwidth=50GB/s,latency=20us."),
+    ] = None,
+    matrices: Annotated[
+        str | None,
+        typer.Option(metavar="N*RxC,...", help="With --simulate: your own matrices, e.g. 32*4096x4096,64*11008x4096."),
+    ] = None,
     device: opt.Device = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write the JSON document there too.")] = None,
     json: opt.Json = False,
     no_progress: opt.NoProgress = False,
-) -> None:
+) -> None:  # fmt: skip
     """Time optimizer steps against the installed peers: ratios to torch.optim, memory, distance from U V^T."""
     if out:
         check_out(out)
+    if simulate is None:
+        refuse_flags(context, ("matrices",), "no effect without --simulate")
+    else:
+        refuse_flags(context, OF_MEASURING, "no effect with --simulate")
+    if matrices is not None:
+        refuse_flags(context, ("sets", "full"), "no effect with --matrices")
     resolved = resolve_device(device or "auto")
+    show = _show
     with users_code():  # also peers print
-        document = _measure(
-            names(sets) or (), names(peers) or (), names(methods) or (), full, threads, not no_progress,
-            num_rounds=rounds, batch_tokens=batch_tokens, num_ranks=ranks, device=resolved,
-        )  # fmt: skip
+        if simulate is not None:
+            from muonlab.cli.simulate import show, simulated
+
+            document = simulated(simulate, names(sets) or (), matrices, full, threads, resolved, not no_progress)
+        else:
+            document = _measure(
+                names(sets) or (), names(peers) or (), names(methods) or (), full, threads, not no_progress,
+                num_rounds=rounds, batch_tokens=batch_tokens, num_ranks=ranks, device=resolved,
+            )  # fmt: skip
     if out:
         out.write_text(dumps(loads(json_text(document)), indent=1) + "\n")  # lines, for whoever compares two
     if json:
         return print_json(document)
-    _show(document)
+    show(document)
 
 
 def _measure(
@@ -73,7 +97,7 @@ def _measure(
         import torch
 
         torch.set_num_threads(threads)
-    document = run(plan, _say if show_progress else lambda text: None)
+    document = run(plan, say if show_progress else lambda text: None)
     machine = {
         "device": plan.conditions.device,
         "cpu": environment("cpu")["machine"],
@@ -83,7 +107,7 @@ def _measure(
     return {**document, "machine": machine | document["machine"]}
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(f"muonlab: {text}", file=sys.stderr, flush=True)
 
 
@@ -91,40 +115,50 @@ def _show(document: dict[str, Any]) -> None:
     """A table per set, at most 100 columns wide, then what the columns mean and what went wrong."""
     from itertools import groupby
 
+    out, machine = console(), document["machine"]
+    out.print(f"{machine['machine']}, {machine['threads']} threads, torch {machine['torch']}", highlight=False)
+    for _, rows in groupby(document["rows"], key=lambda row: row["set"]):
+        out.print()
+        out.print(_table(list(rows)))
+    out.print()
+    for text in _notes(document):
+        out.print(text, highlight=False, markup=False)
+
+
+def console() -> Any:
+    """Where tables are printed."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    machine = document["machine"]
-    console.print(f"{machine['machine']}, {machine['threads']} threads, torch {machine['torch']}", highlight=False)
-    for _, rows in groupby(document["rows"], key=lambda row: row["set"]):
-        console.print()
-        console.print(_table(list(rows)))
-    console.print()
-    for text in _notes(document):
-        console.print(text, highlight=False, markup=False)
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
-def _table(rows: list[dict[str, Any]]) -> Any:
+def table(title: str) -> Any:
+    """An empty one in the style of all."""
     from rich import box
     from rich.table import Table
 
+    return Table(
+        title=title, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE_HEAD,
+        show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
     from muonlab.report.text import plural, show
 
     first = rows[0]
-    table = Table(
-        title=f"{first['set']}: {plural(first['num_matrices'], 'tensor')}, {show(first['num_parameters'], 'tokens')} "
-        f"parameters, {plural(max(row['num_rounds'] for row in rows), 'round')}",
-        title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE_HEAD, show_edge=False,
-        pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    table.add_column("optimizer", overflow="fold")
+    found = table(
+        f"{first['set']}: {plural(first['num_matrices'], 'tensor')}, {show(first['num_parameters'], 'tokens')} "
+        f"parameters, {plural(max(row['num_rounds'] for row in rows), 'round')}"
+    )
+    found.add_column("optimizer", overflow="fold")
     cells = [_cells(row) for row in rows]
     headings = [name for name in cells[0] if any(row[name] != "-" for row in cells)]
     for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+        found.add_column(heading, justify="right", no_wrap=True)
     for row, values in zip(rows, cells, strict=True):
-        table.add_row(_label(row), *(values[name] for name in headings))
-    return table
+        found.add_row(_label(row), *(values[name] for name in headings))
+    return found
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
@@ -140,7 +174,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "of\nmodel": "-" if share is None else f"{show(100 * share, 'bare')}%",
         "error": _error(row["orthogonality_error"]),
         "cond\n1e3": _error(row["orthogonality_error_loguniform"]),
-        "extra": _bytes(row["peak_bytes"]),
+        "extra": bytes_text(row["peak_bytes"]),
         "state": f"{row['state_bytes_per_weight']:.3g} B",
     }
 
@@ -155,9 +189,9 @@ def _label(row: dict[str, Any]) -> str:
     return f"{row['optimizer']} {method}".strip()
 
 
-def _bytes(count: int) -> str:
+def bytes_text(count: int) -> str:
     """
-    >>> _bytes(12), _bytes(51_200), _bytes(3 * 2**20), _bytes(5 * 2**30)
+    >>> bytes_text(12), bytes_text(51_200), bytes_text(3 * 2**20), bytes_text(5 * 2**30)
     ('12 B', '50 KiB', '3 MiB', '5 GiB')
     """
     power = next((power for power in (3, 2, 1) if count >= 1024**power), 0)

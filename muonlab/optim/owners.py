@@ -26,9 +26,9 @@ from muonlab.optim.state import create
 from muonlab.optim.update import Job, Piece, apply, directions, gradients, update
 from muonlab.roles import Role
 
-__all__ = ["Owned", "assign", "cost", "needs_owner", "on_shards", "sends_directions", "transfers"]
+__all__ = ["Owned", "assign", "buckets", "cost", "needs_owner", "on_shards", "sends_directions", "transfers"]
 
-BUCKET_BYTES = 32 * 2**20  # of parameters, for each rank of the group, that travel in one exchange
+BUCKET_BYTES = 32 * 2**20  # of parameters that travel to an owner in one exchange
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,25 +122,25 @@ def transfers(job: Job, members: Sequence[Owned], group: Mapping[str, Any]) -> I
         ways[sends_directions(job.rule, member.layout)].append(i)
     for sends, indices in ways.items():
         way = _by_directions if sends else _by_weights
-        for bucket in _buckets(indices, members):
-            yield way(job.part(bucket), [members[i] for i in bucket], group)
+        for bucket in buckets([members[i] for i in indices]):
+            chosen = [indices[k] for k in bucket]
+            yield way(job.part(chosen), [members[i] for i in chosen], group)
 
 
-def _buckets(indices: Sequence[int], members: Sequence[Owned]) -> Iterator[list[int]]:
-    bucket: list[int] = []
-    budget = 0
-    for i in indices:
-        p = members[i].p
-        size = p.numel() * max(4, p.element_size())
-        if bucket and size > budget:
-            yield bucket
-            bucket = []
-        if not bucket:
-            budget = BUCKET_BYTES * members[i].layout.size
-        bucket.append(i)
-        budget -= size
-    if bucket:
-        yield bucket
+def buckets(members: Sequence[Owned]) -> list[list[int]]:
+    """Which members travel together: those of every owner in turn, up to BUCKET_BYTES of each, and at least one."""
+    found: list[list[int]] = []
+    at: dict[int, tuple[int, int]] = {}  # owner -> its last bucket, and what is left there
+    for i, member in enumerate(members):
+        size = member.p.numel() * max(4, member.p.element_size())
+        k, room = at.get(member.owner, (0, BUCKET_BYTES))
+        if size > room and room < BUCKET_BYTES:
+            k, room = k + 1, BUCKET_BYTES
+        if k == len(found):
+            found.append([])
+        found[k].append(i)
+        at[member.owner] = k, room - size
+    return found
 
 
 def _by_directions(job: Job, members: Sequence[Owned], group: Mapping[str, Any]) -> Transfer:

@@ -68,3 +68,54 @@ def test_a_mistake_is_one_line(program, typed, said):
 def test_what_is_mistyped_is_exit_code_2(program, typed):
     done = program(*QUICK, *typed.split())
     assert done.code == 2 and "Traceback" not in done.err and typed.split()[0] in done.err
+
+
+SIMULATED = ["bench", "--simulate", "world=2,8,flops=1T"]
+
+
+def test_a_simulation_as_a_document(program):
+    done = program(*SIMULATED, "--sets", "d64", "--out", "sharding.json", "--json")
+    assert done.code == 0 and done.err == "", done
+    document = done.json
+    assert json.loads((program.folder / "sharding.json").read_text()) == document
+    assert document["constants"]["flops_per_second"] == {"value": 1e12, "source": "given"}
+    assert document["constants"]["latency_seconds"]["source"] == "assumed"
+    designs = {row["design"] for row in document["rows"]}
+    assert {(row["num_ranks"], row["design"]) for row in document["rows"]} == {(w, d) for w in (2, 8) for d in designs}
+    assert {"owner", "per matrix", "DDP repeated"} < designs
+
+
+def test_a_simulation_measures_what_was_not_given(program):
+    done = program("bench", "--simulate", "world=2", "--sets", "d64", "--threads", "1", "--device", "cpu", "--json")
+    assert done.code == 0, done
+    flops = done.json["constants"]["flops_per_second"]
+    assert flops["source"] == "measured" and flops["value"] > 0
+    assert done.err == "muonlab: products of matrices, for the arithmetic limit\n"
+
+
+@pytest.mark.parametrize("chosen", [["--full"], ["--matrices", "30*4096x4096,30*11008x4096"]])
+def test_a_simulation_as_tables(program, chosen):
+    done = program(*SIMULATED, *chosen)
+    assert done.code == 0 and done.err == "", done
+    sets = ["gpt2-small: 48 tensors", "d64: 16 tensors"] if chosen == ["--full"] else ["matrices: 60 tensors"]
+    for text in (*sets, "Predicted, not measured", "1 Tflops (given)", "(assumed)", "per matrix", "torch.optim.Muon"):
+        assert text in done.out
+    assert max(map(len, done.out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    {
+        "--simulate word=2": "unknown setting of --simulate 'word': did you mean 'world'?",
+        "--simulate flops=1T": "write world=8..4096",
+        "--simulate world=2 --sets aux": "--simulate is for sets of Muon",
+        "--simulate world=2 --sets d46": "unknown set 'd46'",
+        "--simulate world=2 --sets ,": "--simulate is for sets of Muon",
+        "--simulate world=2 --matrices 64": "--matrices cannot read '64'",
+        "--simulate world=2 --matrices 4x4 --full": "--full: no effect with --matrices",
+        "--simulate world=2 --rounds 3": "--rounds: no effect with --simulate",
+        "--matrices 4x4": "--matrices: no effect without --simulate",
+    }.items(),
+)
+def test_a_mistake_in_a_simulation_is_one_line(program, typed, said):
+    assert said in program("bench", *typed.split(), "--json").said()
