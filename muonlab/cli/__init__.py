@@ -67,6 +67,6 @@ def _end_of_pipe() -> NoReturn:
 
 
 def _say(message: str) -> None:
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # one of several under torchrun, which would all say the same
+    if os.environ.get("RANK", "0") != "0":  # one of several under torchrun: the first says what concerns all
         return
     print("muonlab:", " ".join(message.split()), file=sys.stderr)

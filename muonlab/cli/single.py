@@ -3,25 +3,25 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from threading import Event
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from muonlab.cli import options as opt
 from muonlab.cli.arguments import paths, values
-from muonlab.cli.laboratory import Laboratory, Outcome, users_code
+from muonlab.cli.laboratory import Laboratory, users_code
 from muonlab.cli.show import show_record
 from muonlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from threading import Event
-
-    from muonlab.records import Record, RunSpec
+    from muonlab.records import RunSpec
 
 __all__ = ["train"]
 
+Result = TypeVar("Result")
 START = "torchrun --nproc-per-node 4 -m muonlab train ..."
 
 
@@ -62,79 +62,104 @@ def train(
 
     Under torchrun all ranks make the run together, to the same result up to float rounding.
     """
-    from muonlab.study.protocol import single
-
     flags = {
         "task": task, "data": paths(data), "optimizers": (optimizer,) if optimizer else None, "device": device,
         "horizon_tokens": tokens, "batch_tokens": batch_tokens, "first_seed": seed, "parallel": parallel,
     }  # fmt: skip
     chosen = values(config, flags, settings, precision, compile)
     parallel = chosen.pop("parallel", None)
-    with users_code():
-        spec = _spec(chosen)
-    eval_steps = frozenset(range(eval_every, spec.num_steps + 1, eval_every)) if eval_every else frozenset()
+    if not isinstance(parallel, str | None):
+        raise UsageError(f"parallel: must be a text such as 'fsdp', got {parallel!r}")
     laboratory = Laboratory(store, 1, threads, artifacts, not no_progress)
-    if "WORLD_SIZE" in os.environ:
-        found = _over_ranks(spec, eval_steps, laboratory, parallel or "ddp", timeout)
-        if found is None:
-            return
-        record, outcome = found
-    elif parallel:
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        sys.exit(_over_ranks(chosen, eval_every, laboratory, parallel or "ddp", timeout, json))
+    if parallel:
         raise UsageError(f"--parallel {parallel} needs several ranks: start them with {START}")
-    else:
-        record, outcome = laboratory.run(single(spec), spec.horizon_tokens, eval_steps)
-    show_record(record, json, runs_executed=outcome.num_executed)
-    if record.outcome == "failed":
-        sys.exit(1)
+    sys.exit(_run(*_spec(chosen, eval_every), laboratory, json))
 
 
-def _spec(chosen: dict[str, Any]) -> "RunSpec":
+def _spec(chosen: dict[str, Any], eval_every: int) -> "tuple[RunSpec, frozenset[int]]":
+    """What to run, and after which steps to evaluate."""
     from muonlab.study.config import validated
     from muonlab.study.plan import base_specs
 
     optimizers = chosen.setdefault("optimizers", ("muon",))
     if not isinstance(optimizers, list | tuple) or len(optimizers) != 1:
         raise UsageError("a run has one optimizer: name it with --optimizer")
-    chosen["baseline"] = optimizers[0]
-    config = validated(chosen)
-    (spec,) = base_specs(
-        config.model_copy(update={"settings": {"seed": config.first_seed, **config.settings}})
-    ).values()
-    return spec
+    config = validated({**chosen, "baseline": optimizers[0]})
+    settings = {"seed": config.first_seed, **config.settings}
+    with users_code():
+        (spec,) = base_specs(config.model_copy(update={"settings": settings})).values()
+    return spec, frozenset(range(eval_every, spec.num_steps + 1, eval_every)) if eval_every else frozenset()
+
+
+def _run(spec: "RunSpec", eval_steps: frozenset[int], laboratory: Laboratory, json: bool, executor: Any = None) -> int:
+    """Make the run, or find it, and show it; the exit code."""
+    from muonlab.study.protocol import single
+
+    record, outcome = laboratory.run(single(spec), spec.horizon_tokens, eval_steps, executor)
+    show_record(record, json, runs_executed=outcome.num_executed)
+    return 1 if record.outcome == "failed" else 0
 
 
 def _over_ranks(
-    spec: "RunSpec", eval_steps: frozenset[int], laboratory: Laboratory, parallel: str, timeout: float
-) -> "tuple[Record, Outcome] | None":
-    """The record and what it took, on the first rank; None on the others."""
+    chosen: dict[str, Any], eval_every: int, laboratory: Laboratory, parallel: str, timeout: float, json: bool
+) -> int:
+    """The same by all ranks; the first has the store, and shows the record."""
     import torch
 
     from muonlab.execute.executor import Observation
     from muonlab.execute.ranked import RankedExecutor
-    from muonlab.study.protocol import single
     from muonlab.train.loop import Interrupted
     from muonlab.train.ranks import Ranks
 
     torch.set_num_threads(laboratory.threads)
-    with _stopping() as stop, Ranks(parallel, spec.device, timeout) as ranks:
+    with _stopping() as stop, Ranks(parallel, chosen["device"], timeout) as ranks:
+        spec, eval_steps = _on_all(ranks, lambda: _spec(chosen, eval_every))
         executor = RankedExecutor(ranks, laboratory.artifacts, stop=stop)
         try:
             if ranks.rank:
                 return executor.follow([spec], Observation(eval_steps))
-            found = laboratory.run(single(spec), spec.horizon_tokens, eval_steps, executor)
-            executor.done()
-            return found
+            code = _run(spec, eval_steps, laboratory, json, executor)
+        except UsageError:
+            if not ranks.rank:
+                executor.dismiss(2)
+            raise
         except Interrupted:
-            sys.exit(128 + signal.SIGTERM)
+            return 128 + (stop.number or signal.SIGTERM)
+        executor.dismiss(code)
+        return code
+
+
+def _on_all(ranks: Any, action: Callable[[], Result]) -> Result:
+    """What it returns; an error of the user's on one rank is one on all."""
+    found, trouble = None, ""
+    try:
+        found = action()
+    except UsageError as error:
+        trouble = str(error)
+    troubles = ranks.gathered(trouble)
+    if any(troubles):
+        rank = next(rank for rank, text in enumerate(troubles) if text)
+        raise UsageError(troubles[rank] if all(troubles) else f"rank {rank}: {troubles[rank]}")
+    return found
+
+
+class _Stop(Event):
+    """Set by a signal, whose number it keeps."""
+
+    number = 0
+
+    def hear(self, number: int, frame: object) -> None:
+        self.number = number
+        self.set()
 
 
 @contextmanager
-def _stopping() -> "Iterator[Event]":
-    """An event that Ctrl-C and SIGTERM set, instead of ending the process where it is: ranks stop together."""
-    from threading import Event
-
-    stop = Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+def _stopping() -> Iterator[_Stop]:
+    """What Ctrl-C and SIGTERM set, instead of ending the process where it is: ranks stop together."""
+    stop = _Stop()
+    before = {number: signal.signal(number, stop.hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

@@ -13,32 +13,39 @@ from muonlab.records import Record, RunSpec
 __all__ = ["RankedExecutor"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class RankedExecutor:
     """The first rank drives; the others `follow` it, and make the runs that it makes, until it is done.
 
-    `ranks` is that of muonlab.train.ranks; `stop`, when set on any rank, ends a run after a checkpoint.
+    `ranks` is that of muonlab.train.ranks; `stop`, when set on any rank, ends a run after a checkpoint. Where a run
+    fails on the first rank alone, the others find out when it has gone.
     """
 
     ranks: Any
     artifacts: Path | None = None
     checkpoint_seconds: float = 60.0
     stop: Event = field(default_factory=Event)
+    is_waited_for: bool = True  # whether the others wait for an order, and not in the midst of a run
 
     def run(self, specs: Sequence[RunSpec], observation: Observation) -> Generator[Record, None, None]:
         for spec in specs:
             self.ranks.gathered(spec.key)
-            yield self._run(spec, observation)
+            self.is_waited_for = False
+            record = self._run(spec, observation)
+            self.is_waited_for = record.outcome != "failed"
+            yield record
 
-    def follow(self, specs: Sequence[RunSpec], observation: Observation) -> None:
-        """What the other ranks do meanwhile."""
+    def follow(self, specs: Sequence[RunSpec], observation: Observation) -> int:
+        """What the other ranks do meanwhile; the exit code that the first one wants."""
         known = {spec.key: spec for spec in specs}
-        while key := self.ranks.gathered("")[0]:
-            self._run(known[key], observation)
+        while isinstance(order := self.ranks.gathered(None)[0], str):
+            self._run(known[order], observation)
+        return order
 
-    def done(self) -> None:
+    def dismiss(self, exit_code: int) -> None:
         """The first rank has no more runs."""
-        self.ranks.gathered("")
+        if self.is_waited_for:
+            self.ranks.gathered(exit_code)
 
     def _run(self, spec: RunSpec, observation: Observation) -> Record:
         return run_here(

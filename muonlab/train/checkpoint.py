@@ -14,16 +14,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from muonlab.errors import UsageError
 from muonlab.train.ranks import Alone
 
-__all__ = ["Checkpoints", "restore_rng", "rng_state"]
+__all__ = ["Checkpoints", "Saved", "restore_rng", "rng_state", "seed_rng"]
 
 KEEP = 2
 FORMAT = 2  # of what is in a state; 1 had no names of parameters
-TENSORS = ("model", "optimizer")  # parts of a state that ranks write together
-State = dict[str, Any]
+VALUES = "run.pt"  # in a folder: what is no tensor, and the hashes of all other files
+
+Values = dict[str, Any]
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint whose hashes are right; `whole` are its tensors, where they are not in shards."""
+
+    path: Path
+    values: Values
+    whole: Tensors | None
 
 
 @dataclass(frozen=True)
@@ -31,32 +43,36 @@ class Checkpoints:
     """The checkpoint folder of one run. `seconds` is the time between two checkpoints; short runs write none.
 
     A process alone writes a file, ranks a folder, by torch.distributed.checkpoint. Either gets its name when it is
-    complete, and either can be loaded by any number of ranks.
+    complete, and either can be loaded by any number of ranks. All methods are collectives.
     """
 
     folder: Path
     seconds: float = 60.0
     ranks: Alone = field(default_factory=Alone)
 
-    def save(self, step: int, state: State) -> None:
-        """Write `state` as of `step`; older ones beyond the last two are removed afterwards. A collective.
+    def save(self, step: int, values: Values, tensors: Tensors) -> None:
+        """Write the state as of `step`; older ones beyond the last two are removed afterwards.
 
         Raises   UsageError if the disk is full or the folder can't be written; earlier checkpoints stay
         """
-        path = self.folder / f"step-{step:09d}{'.pt' if self.ranks.world_size == 1 else ''}"
+        alone = self.ranks.world_size == 1
+        path = self.folder / f"step-{step:09d}{'.pt' if alone else ''}"
         temporary = path.with_suffix(f".{self.ranks.gathered(os.getpid())[0]}.tmp")
-        state = {**state, "format": FORMAT}
-        write = _write if self.ranks.world_size == 1 else self._write_shards
-        trouble = self._trouble_with(lambda: write(temporary, state)) or self._trouble_with(
-            lambda: self._publish(temporary, path)
-        )
+        values = {**values, "format": FORMAT}
+        trouble = self._trouble_with(
+            lambda: (
+                _write(temporary, {**values, "tensors": tensors})
+                if alone
+                else self._write_shards(temporary, values, tensors)
+            )
+        ) or self._trouble_with(lambda: self._publish(temporary, path))
         if trouble:
             if self.ranks.rank == 0:
                 _remove(temporary)
             raise UsageError(f"cannot write checkpoint {path}: {trouble}")
 
     def _trouble_with(self, action: Callable[[], None]) -> str:
-        """What went wrong with it on any rank; a collective."""
+        """What went wrong with it on any rank."""
         trouble = ""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,32 +94,25 @@ class Checkpoints:
         for old in self._paths()[:-KEEP]:
             _remove(old)
 
-    def _write_shards(self, folder: Path, state: State) -> None:
+    def _write_shards(self, folder: Path, values: Values, tensors: Tensors) -> None:
         from torch.distributed.checkpoint import save
         from torch.distributed.checkpoint.api import CheckpointException
 
-        tensors = {name: state[name] for name in TENSORS}
         try:
             save(tensors, checkpoint_id=folder)
         except CheckpointException as error:  # not an Exception
             raise OSError(_first_line(error)) from error
         if self.ranks.rank == 0:
-            rest = {name: value for name, value in state.items() if name not in TENSORS}
-            _write(folder / REST, {**rest, "files": {path.name: _digest(path) for path in folder.iterdir()}})
+            _write(folder / VALUES, {**values, "files": {path.name: _digest(path) for path in folder.iterdir()}})
 
-    def load(self, template: Callable[[], State]) -> State | None:
-        """The newest checkpoint that is as written, or None; a damaged one is passed over with a warning. A collective.
-
-        `template` gives tensors to fill, on the ranks that load; "whole" says whether each has got all of them.
-
-        Raises   UsageError if torch can't read what it has written
-        """
+    def newest(self) -> Saved | None:
+        """The newest checkpoint that is as it was written; a damaged one is passed over with a warning."""
         for path in reversed(self.ranks.gathered(self._paths())[0]):
-            state: State = {}
+            values: Values = {}
             reason = ""
             try:
-                state = self._checked(path)
-                reason = "" if state.get("format") == FORMAT else "has the format of another version"
+                values = self._checked(path)
+                reason = "" if values.get("format") == FORMAT else "has the format of another version"
             except OSError as error:
                 reason = f"can't be read ({error.strerror or error})"
             except _Damaged:
@@ -112,33 +121,41 @@ class Checkpoints:
                 reason = f"is none of ours ({type(error).__name__})"
             reason = next(filter(None, self.ranks.gathered(reason)), "")
             if not reason:
-                return state | self._read_shards(path, template()) if path.is_dir() else {**state, "whole": True}
+                return Saved(path, values, values.pop("tensors", None))
             if self.ranks.rank == 0:
                 warnings.warn(f"checkpoint {path} {reason}; using the one before it", stacklevel=2)
         return None
 
-    def _checked(self, path: Path) -> State:
-        """A state, or that part of it which is not in shards; every rank checks the hashes of some of those."""
+    def _checked(self, path: Path) -> Values:
+        """What is in a file; of a folder every rank checks the hashes of some shards."""
         if not path.is_dir():
             return _read(path)
-        state = _read(path / REST)
-        files = state.pop("files")
+        values = _read(path / VALUES)
+        files = values.pop("files")
         for name in sorted(files)[self.ranks.rank :: self.ranks.world_size]:
             if _digest(path / name) != files[name]:
                 raise _Damaged
-        return state
+        return values
 
-    def _read_shards(self, folder: Path, tensors: State) -> State:
-        from torch.distributed.checkpoint import load
+    def tensors(self, saved: Saved, place: Callable[[str, Tensor], Tensor]) -> Tensors:
+        """Those of a checkpoint by name; `place` lays a whole one as it is wanted here.
+
+        Raises   UsageError if torch can't read what it has written
+        """
+        if saved.whole is not None:
+            return {name: place(name, whole) for name, whole in saved.whole.items()}
+        from torch.distributed.checkpoint import FileSystemReader, load
         from torch.distributed.checkpoint.api import CheckpointException
 
+        written = FileSystemReader(saved.path).read_metadata().state_dict_metadata
+        found = {name: place(name, torch.empty(one.size, dtype=one.properties.dtype)) for name, one in written.items()}
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled")
-                load(tensors, checkpoint_id=folder, no_dist=self.ranks.world_size == 1)
+                load(found, checkpoint_id=saved.path, no_dist=self.ranks.world_size == 1)
         except CheckpointException as error:  # not an Exception
-            raise UsageError(f"cannot load checkpoint {folder}: {_first_line(error)}") from error
-        return {**tensors, "whole": False}
+            raise UsageError(f"cannot load checkpoint {saved.path}: {_first_line(error)}") from error
+        return found
 
     def clear(self) -> None:
         if self.ranks.rank == 0:
@@ -152,10 +169,7 @@ class _Damaged(Exception):
     """A file that is not as it was written."""
 
 
-REST = "run.pt"
-
-
-def _write(path: Path, state: State) -> None:
+def _write(path: Path, state: Values) -> None:
     """A file that begins with the hash of the rest."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -166,7 +180,7 @@ def _write(path: Path, state: State) -> None:
         os.fsync(file.fileno())
 
 
-def _read(path: Path) -> State:
+def _read(path: Path) -> Values:
     content = path.read_bytes()
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise _Damaged
@@ -188,8 +202,15 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
+def seed_rng(seed: int) -> None:
+    """Seed every global generator that a task may draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 def rng_state(device: str) -> dict[str, Any]:
-    """State of every global generator that a task may draw from, as values that load with weights_only."""
+    """Values of every global generator that a task may draw from, as values that load with weights_only."""
     name, words, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     state: dict[str, Any] = {

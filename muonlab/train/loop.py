@@ -1,16 +1,13 @@
 """One run: a RunSpec in, a Record out."""
 
 import math
-import random
 import time
-import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,11 +18,12 @@ from muonlab.records import Record, RunSpec
 from muonlab.tasks import catalog as tasks
 from muonlab.tasks.base import Task
 from muonlab.train.batches import dealt, micro_samples_of, samples_of, to_device
-from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state
+from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state, seed_rng
 from muonlab.train.curves import thinned, typical
 from muonlab.train.environment import environment, peak_bytes
 from muonlab.train.ranks import Alone
 from muonlab.train.schedules import lr_factor, progress_at
+from muonlab.train.state import load_tensors, place_for, tensors_of
 
 __all__ = ["Interrupted", "check_observation", "train"]
 
@@ -58,13 +56,13 @@ def train(
     """
     task = task or tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
     run = _Run(spec, task, ranks)
-    if checkpoints and (state := checkpoints.load(run.weights_and_state)):
-        run.load_state_dict(state, eval_steps)
+    if checkpoints and (found := checkpoints.newest()) and run.goes_on_from(found.values, eval_steps):
+        run.load(found.values, checkpoints.tensors(found, place_for(run.model)))
     saved = time.monotonic()
     while run.step < spec.num_steps and run.diverged_step is None:
         if ranks.largest(should_stop()):
-            if checkpoints and run.step:
-                checkpoints.save(run.step, run.state_dict())
+            if checkpoints:
+                checkpoints.save(run.step, *run.state())
             raise Interrupted
         run.advance()
         if run.step in eval_steps and run.diverged_step is None:
@@ -72,7 +70,7 @@ def train(
         on_step(run.step)
         due = checkpoints and time.monotonic() - saved > checkpoints.seconds and run.step < spec.num_steps
         if ranks.largest(bool(due)):
-            checkpoints.save(run.step, run.state_dict())
+            checkpoints.save(run.step, *run.state())
             saved = time.monotonic()
     record = run.finish()
     if checkpoints:
@@ -104,9 +102,7 @@ class _Run:
         self.device, self.part = self.ranks.device(spec.device), self.ranks.part(self.micro_samples)
         if hasattr(self.task, "check"):
             self.task.check(self.samples)
-        torch.manual_seed(spec.seed)
-        np.random.seed(spec.seed % 2**32)
-        random.seed(spec.seed)
+        seed_rng(spec.seed)
         self.model = self.task.build().to(self.device)
         cls = optimizers.get(spec.optimizer, spec.optimizer_source, numerics=str(spec.numerics.get("rule", "")))
         roles = tasks.roles_of(self.task, self.model)
@@ -118,7 +114,7 @@ class _Run:
         self.spread: nn.Module = spread
         self.forward: nn.Module = torch.compile(spread) if spec.compile else spread
         if self.ranks.data_rank:  # other dropout than that of the first
-            torch.manual_seed(spec.seed + self.ranks.data_rank * RANK_STRIDE)
+            seed_rng(self._own_seed(0))
 
     def advance(self) -> None:
         """One step, or the discovery that the run has diverged."""
@@ -215,59 +211,46 @@ class _Run:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Everything that the run goes on from: values, and tensors by name; a collective."""
+        tensors, groups = tensors_of(self.model, self.optimizer)
+        generators = self.ranks.gathered((self.ranks.data_rank, rng_state(self.spec.device)))
         return {
             "key": self.spec.key,
             "step": self.step,
-            **self.weights_and_state(),
-            "rng": self.ranks.gathered(rng_state(self.spec.device)),
+            "param_groups": groups,
+            "rng": [state for _, state in sorted(dict(generators).items())],  # by data rank
             "curves": [self.losses, self.step_seconds, [list(point) for point in self.eval_curve]],
             "seconds": [self.earlier_seconds + time.perf_counter() - self.started, self.eval_seconds],
             "num_observations": self.num_observations,
-        }
+        }, tensors
 
-    def weights_and_state(self) -> dict[str, Any]:
-        """Of model and optimizer, by the names of parameters; a collective."""
-        from torch.distributed.checkpoint.state_dict import get_state_dict
+    def goes_on_from(self, values: dict[str, Any], eval_steps: Collection[int]) -> bool:
+        """Not where a checkpoint lies behind an evaluation that is asked for and was not taken.
 
-        with _without_observation():
-            weights, state = get_state_dict(self.spread, self.optimizer)
-        return {"model": weights, "optimizer": state}
-
-    def load_state_dict(self, state: dict[str, Any], eval_steps: Collection[int] = ()) -> None:
-        """Go on from a checkpoint, unless it lies behind an evaluation that is asked for and was not taken."""
-        if state["key"] != self.spec.key:
+        Raises   UsageError if it is one of another run
+        """
+        if values["key"] != self.spec.key:
             raise UsageError("the checkpoint belongs to another run: remove it or choose another --artifacts folder")
-        taken = {step for step, _ in state["curves"][2]}
-        if any(step <= state["step"] and step not in taken for step in eval_steps):
-            return
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+        taken = {step for step, _ in values["curves"][2]}
+        return all(step > values["step"] or step in taken for step in eval_steps)
 
-        with _without_observation():
-            set_state_dict(
-                self.spread,
-                self.optimizer,
-                model_state_dict=state["model"],
-                optim_state_dict=state["optimizer"],
-                options=StateDictOptions(full_state_dict=state["whole"] and self.ranks.world_size > 1),
-            )
-        self.step = state["step"]
-        self.losses, self.step_seconds = list(state["curves"][0]), list(state["curves"][1])
-        self.eval_curve = [(int(step), loss) for step, loss in state["curves"][2]]
-        self.earlier_seconds, self.eval_seconds = state["seconds"]
-        self.num_observations = state.get("num_observations", 0)
-        if len(state["rng"]) == self.ranks.world_size:
-            restore_rng(state["rng"][self.ranks.rank])
-        elif not self.ranks.data_rank:
-            restore_rng(state["rng"][0])
+    def load(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`; a collective."""
+        load_tensors(self.model, self.optimizer, tensors, values["param_groups"])
+        self.step = values["step"]
+        self.losses, self.step_seconds = list(values["curves"][0]), list(values["curves"][1])
+        self.eval_curve = [(int(step), loss) for step, loss in values["curves"][2]]
+        self.earlier_seconds, self.eval_seconds = values["seconds"]
+        self.num_observations = values["num_observations"]
+        if len(values["rng"]) == self.ranks.num_data_ranks or not self.ranks.data_rank:
+            restore_rng(values["rng"][self.ranks.data_rank])
+        else:  # nobody has drawn from this one yet
+            seed_rng(self._own_seed(self.step))
 
-
-@contextmanager
-def _without_observation() -> Iterator[None]:
-    """Around torch's functions of state, which let a new optimizer make a step at a learning rate of 0."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*without an observation")
-        yield
+    def _own_seed(self, step: int) -> int:
+        """For the generators of this data rank from a step on."""
+        return self.spec.seed + RANK_STRIDE * (self.ranks.data_rank + step * self.ranks.num_data_ranks)
 
 
 def check_observation(optimizer: Engine | type[Engine], task: Task) -> None:

@@ -24,8 +24,8 @@ class Parallel:
 
     >>> Parallel.parse("hsdp=2x2", 4)
     Parallel(replicas=2, shards=2, tensor=1)
-    >>> Parallel.parse("tp=2", 8)
-    Parallel(replicas=1, shards=4, tensor=2)
+    >>> Parallel.parse("tp=2", 8), str(Parallel.parse("tp=2", 8))
+    (Parallel(replicas=1, shards=4, tensor=2), 'fsdp,tp=2')
     """
 
     replicas: int = 1
@@ -85,9 +85,17 @@ class Parallel:
             _parallelize(task, model, mesh["tensor"])
         if self.shards == 1 and self.tensor == 1:
             return nn.parallel.DistributedDataParallel(model, process_group=mesh["replicas"].get_group())
-        if self.shards > 1:
+        if self.num_data_ranks > 1:
             _shard(model, mesh["replicas", "shards"] if self.replicas > 1 else mesh["shards"])
         return model
+
+    def __str__(self) -> str:
+        ways = ["ddp" if self.tensor == 1 else ""]
+        if self.shards > 1:
+            ways = [f"hsdp={self.replicas}x{self.shards}" if self.replicas > 1 else "fsdp"]
+        elif self.tensor > 1 and self.replicas > 1:
+            ways = [f"hsdp={self.replicas}x1"]
+        return ",".join(filter(None, [*ways, f"tp={self.tensor}" if self.tensor > 1 else ""]))
 
 
 def _number(text: str, value: str) -> int:

@@ -67,7 +67,8 @@ class Ranks(Alone):
         from torch import distributed
 
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.parallel, self.description = Parallel.parse(parallel, self.world_size), parallel
+        self.parallel = Parallel.parse(parallel, self.world_size)
+        self.description = str(self.parallel)
         self.num_data_ranks = self.parallel.num_data_ranks
         self.data_rank = self.rank // self.parallel.tensor
         if device_type == "cuda":

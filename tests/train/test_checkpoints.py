@@ -132,9 +132,8 @@ def test_time_spent_before_the_interruption_counts(adamw, tmp_path):
     spec, _ = adamw
     interrupt(spec, checkpoints := Checkpoints(tmp_path / "run"), 4)
     path = next(checkpoints.folder.glob("*"))
-    state = checkpoints.load(dict)
-    state["seconds"] = [1000.0, 100.0]
-    checkpoints.save(4, state)
+    saved = checkpoints.newest()
+    checkpoints.save(4, {**saved.values, "seconds": [1000.0, 100.0]}, saved.whole)
     assert path.exists()
     record, _ = go_on(spec, checkpoints)
     assert 1000 < record.wall_seconds < 1100 and 100 < record.eval_seconds < 200
@@ -144,9 +143,9 @@ def test_a_checkpoint_of_an_earlier_version_is_passed_over(adamw, tmp_path):
     spec, expected = adamw
     interrupt(spec, checkpoints := Checkpoints(tmp_path / "run"), 4)
     (path,) = checkpoints.folder.iterdir()
-    state = checkpoints.load(dict)
+    saved = checkpoints.newest()
     buffer = io.BytesIO()
-    torch.save({name: value for name, value in state.items() if name != "format"}, buffer)
+    torch.save({name: value for name, value in saved.values.items() if name != "format"}, buffer)
     path.write_bytes(sealed(buffer.getvalue()))
     with pytest.warns(UserWarning, match="has the format of another version"):
         record, seen = go_on(spec, checkpoints)

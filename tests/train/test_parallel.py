@@ -158,7 +158,7 @@ def test_a_damaged_folder_is_passed_over_for_the_one_before(found, folders, tmp_
 def test_a_folder_that_was_not_completed_is_no_checkpoint(tmp_path):
     RUNS.stopped(Alone(), tmp_path, "adamw")
     (tmp_path / f"step-{RUNS.STOP + 1:09d}.77.tmp").mkdir()
-    assert Checkpoints(tmp_path).load(dict)["step"] == RUNS.STOP
+    assert Checkpoints(tmp_path).newest().values["step"] == RUNS.STOP
 
 
 @pytest.mark.parametrize(
