@@ -1,7 +1,6 @@
 """bench: how fast, how exact and how hungry the optimizers are on this machine, beside the installed peers."""
 
 import os
-import sys
 from collections.abc import Sequence
 from json import dumps, loads
 from pathlib import Path
@@ -11,14 +10,15 @@ import typer
 
 from muonlab.cli import options as opt
 from muonlab.cli.arguments import check_out, names, refuse_flags
+from muonlab.cli.bench_text import ALL, bytes_text, console, say, table
 from muonlab.cli.laboratory import print_json, resolve_device, users_code
+from muonlab.cli.simulate import show as show_simulation
+from muonlab.cli.simulate import simulated
 from muonlab.errors import UsageError
 from muonlab.records.record import json_text
 
-__all__ = ["ALL", "bench", "bytes_text", "console", "say", "table"]
+__all__ = ["bench"]
 
-ALL = "all"
-WIDTH = 100  # where nobody looks on
 OF_MEASURING = ("peers", "methods", "rounds", "batch_tokens", "ranks")
 
 
@@ -62,8 +62,7 @@ def bench(
     show = _show
     with users_code():  # also peers print
         if simulate is not None:
-            from muonlab.cli.simulate import show, simulated
-
+            show = show_simulation
             document = simulated(simulate, names(sets) or (), matrices, full, threads, resolved, not no_progress)
         else:
             document = _measure(
@@ -107,10 +106,6 @@ def _measure(
     return {**document, "machine": machine | document["machine"]}
 
 
-def say(text: str) -> None:
-    print(f"muonlab: {text}", file=sys.stderr, flush=True)
-
-
 def _show(document: dict[str, Any]) -> None:
     """A table per set, at most 100 columns wide, then what the columns mean and what went wrong."""
     from itertools import groupby
@@ -123,24 +118,6 @@ def _show(document: dict[str, Any]) -> None:
     out.print()
     for text in _notes(document):
         out.print(text, highlight=False, markup=False)
-
-
-def console() -> Any:
-    """Where tables are printed."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
-
-
-def table(title: str) -> Any:
-    """An empty one in the style of all."""
-    from rich import box
-    from rich.table import Table
-
-    return Table(
-        title=title, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE_HEAD,
-        show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
@@ -187,15 +164,6 @@ def _label(row: dict[str, Any]) -> str:
     """
     _, _, method = row["config"].partition("polar=")
     return f"{row['optimizer']} {method}".strip()
-
-
-def bytes_text(count: int) -> str:
-    """
-    >>> bytes_text(12), bytes_text(51_200), bytes_text(3 * 2**20), bytes_text(5 * 2**30)
-    ('12 B', '50 KiB', '3 MiB', '5 GiB')
-    """
-    power = next((power for power in (3, 2, 1) if count >= 1024**power), 0)
-    return f"{count / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def _error(value: float | None) -> str:

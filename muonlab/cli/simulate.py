@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from muonlab.cli.bench import ALL, bytes_text, console, say, table
+from muonlab.cli.bench_text import ALL, bytes_text, console, say, table
 from muonlab.errors import UsageError
 
 __all__ = ["show", "simulated"]
