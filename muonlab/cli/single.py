@@ -99,6 +99,8 @@ def _run(spec: "RunSpec", eval_steps: frozenset[int], laboratory: Laboratory, js
 
     record, outcome = laboratory.run(single(spec), spec.horizon_tokens, eval_steps, executor)
     show_record(record, json, runs_executed=outcome.num_executed)
+    if not json and not outcome.num_executed:
+        print(f"found in {laboratory.store_url}: nothing was run")
     return 1 if record.outcome == "failed" else 0
 
 

@@ -21,12 +21,15 @@ OWN_AFFAIR = ("num_skipped",)
 
 def agree(
     names: Mapping[Tensor, str],
+    homes: Mapping[Tensor, int],
     layout: Callable[[Tensor], Layout | None],
     settings: Mapping[str, Any],
     *,
     is_finite: bool,
 ) -> bool:
-    """Whether gradients are finite on every rank; all ranks get the same answer. `names` has every parameter.
+    """Whether gradients are finite on every rank; all ranks get the same answer.
+
+    `names` has every parameter, `homes` the number of its param group.
 
     Process groups take their turn from small to large, so that what one has found gets to all ranks of those that
     contain it.
@@ -46,7 +49,7 @@ def agree(
     unequal: list[Any] = []
     for group in sorted(groups, key=lambda group: group.size()):
         members = groups[group]
-        mark = zlib.crc32(bytes(p.grad is not None for p in members), mine)
+        mark = zlib.crc32(repr([(names[p], homes[p], p.grad is not None) for p in members]).encode(), mine)
         said = torch.tensor([finding, mark, -mark], device=local_of(members[0]).device)
         with answered():
             distributed.all_reduce(said, distributed.ReduceOp.MIN, group=group)
@@ -55,7 +58,7 @@ def agree(
             finding = TROUBLE
             unequal.append(group)
     for group in unequal:
-        _refuse(group, [names[p] for p in groups[group]], [p.grad is not None for p in groups[group]], settings)
+        _refuse(group, {names[p]: (homes[p], p.grad is not None) for p in groups[group]}, settings)
     if finding == TROUBLE:
         raise RuntimeError("other ranks do not agree about this step: see the error of those")
     return finding == FINE
@@ -83,26 +86,30 @@ def answered() -> Iterator[None]:
         ) from error
 
 
-def _refuse(group: "ProcessGroup", names: Sequence[str], has: Sequence[bool], settings: Mapping[str, Any]) -> None:
+def _refuse(group: "ProcessGroup", members: Mapping[str, tuple[int, bool]], settings: Mapping[str, Any]) -> None:
+    """Say what is not the same; `members`: by parameter the number of its param group, and whether it has a gradient."""
     from torch import distributed
 
     everyone: list[Any] = [None] * distributed.get_world_size(group)
     ranks = distributed.get_process_group_ranks(group)
     with answered():
-        distributed.all_gather_object(everyone, (list(has), dict(settings)), group=group)
-    for name in dict.fromkeys(name for _, theirs in everyone for name in theirs):
-        values = [theirs.get(name, "nothing") for _, theirs in everyone]
-        if len(set(map(repr, values))) > 1:
-            other = next(i for i, value in enumerate(values) if value != values[0])
+        distributed.all_gather_object(everyone, (dict(members), dict(settings)), group=group)
+    homes = [
+        {f"the param group of {name}": home for name, (home, _) in theirs.items()} | told for theirs, told in everyone
+    ]
+    for name in dict.fromkeys(name for found in homes for name in found):
+        values = [found.get(name, "nothing") for found in homes]
+        other = next((i for i, value in enumerate(values) if repr(value) != repr(values[0])), None)
+        if other is not None:
             raise RuntimeError(
                 f"{name} is {values[0]!r} on rank {ranks[0]} and {values[other]!r} on rank {ranks[other]}: "
                 "every rank must make the same step"
             )
-    if len({len(present) for present, _ in everyone}) > 1:
-        raise RuntimeError("the number of parameters is not the same on all ranks: every rank must make the same step")
-    i = next(i for i in range(len(names)) if len({present[i] for present, _ in everyone}) > 1)
-    lacking = ", ".join(str(rank) for rank, (present, _) in zip(ranks, everyone, strict=True) if not present[i])
-    raise RuntimeError(
-        f"{names[i]} has a gradient on some ranks and none on rank {lacking}: every rank must compute the gradients "
-        "of the same parameters; give the missing ones zeros"
-    )
+    for name in members:
+        lacking = [rank for rank, (theirs, _) in zip(ranks, everyone, strict=True) if not theirs[name][1]]
+        if 0 < len(lacking) < len(ranks):
+            raise RuntimeError(
+                f"{name} has a gradient on some ranks and none on rank {', '.join(map(str, lacking))}: every rank must "
+                "compute the gradients of the same parameters; give the missing ones zeros"
+            )
+    raise RuntimeError("parameters stand in another order on other ranks: every rank must have the same")

@@ -68,8 +68,9 @@ class Engine(torch.optim.Optimizer):
             given = {key: settings[key] for key in self.aux_arguments if settings[key] is not None or key not in FOLLOW}
             self.companion(**{key.removeprefix("aux_"): value for key, value in given.items()})
         self._reasons: dict[str, str] = {}
-        if isinstance(params, nn.parallel.DistributedDataParallel):
-            self._replicas, params = params.process_group, params.module
+        inner = getattr(params, "_orig_mod", params)  # of a compiled module
+        if isinstance(inner, nn.parallel.DistributedDataParallel):
+            self._replicas, params = inner.process_group, inner.module
         self._fresh()
         if isinstance(params, nn.Module) and self.rule.is_matrix_rule():
             refuse_flattened([params])

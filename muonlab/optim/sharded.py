@@ -98,7 +98,8 @@ class Sharding:
     def agree(self, names: Mapping[Tensor, str], groups: Sequence[Group], *, is_finite: bool) -> bool:
         """Whether the gradients are finite on every rank: see `muonlab.optim.agreement.agree`."""
         versions = {"version of muonlab": muonlab.__version__, "version of torch": torch.__version__}
-        return agree(names, self.layout, settings_of(groups, versions), is_finite=is_finite)
+        homes = {p: k for k, group in enumerate(groups) for p in group["params"]}
+        return agree(names, homes, self.layout, settings_of(groups, versions), is_finite=is_finite)
 
     def complete(
         self, work: Iterable[Work], states: Mapping[Tensor, dict[str, Any]]

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -123,4 +124,10 @@ def _parallelize(task: Any, model: nn.Module, mesh: "DeviceMesh") -> None:
             "tp needs a task with a method tensor_parallel_plan(model, size): module name -> its style, as for "
             "torch.distributed.tensor.parallel.parallelize_module"
         )
-    parallelize_module(model, mesh, task.tensor_parallel_plan(model, mesh.size()))
+    plan = task.tensor_parallel_plan(model, mesh.size()) or {}
+    names = [name for name, _ in model.named_modules()]
+    unmatched = [key for key in plan if not any(fnmatch(name, key) for name in names)]
+    if unmatched or not plan:
+        what = f"{unmatched[0]!r} is no module of the model" if unmatched else "it is empty"
+        raise UsageError(f"tensor_parallel_plan of the task parallelises less than it says: {what}")
+    parallelize_module(model, mesh, plan)

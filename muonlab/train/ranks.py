@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from muonlab.errors import UsageError
+from muonlab.optim.agreement import answered
 from muonlab.optim.sharding import gradient_of, is_dtensor, local_of
 from muonlab.tasks.base import Task
 from muonlab.train.parallel import Parallel
@@ -119,7 +120,8 @@ class Ranks(Alone):
 
     def _reduced(self, values: Sequence[float], operation: Any = None) -> list[float]:
         found = torch.tensor(values, dtype=torch.float64, device=self.device(self._device_type))
-        self._distributed.all_reduce(found, operation or self._distributed.ReduceOp.SUM)
+        with answered():
+            self._distributed.all_reduce(found, operation or self._distributed.ReduceOp.SUM)
         return found.tolist()
 
     def clip(self, params: Sequence[Tensor], bound: float) -> float:
@@ -135,7 +137,8 @@ class Ranks(Alone):
 
     def gathered(self, value: Any) -> list[Any]:
         found: list[Any] = [None] * self.world_size
-        self._distributed.all_gather_object(found, value)
+        with answered():
+            self._distributed.all_gather_object(found, value)
         return found
 
 

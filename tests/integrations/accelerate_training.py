@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import distributed, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "optim"))
-from sharded_training import VOCABULARY, error, model, optimizer, weights
+from sharded_training import batch, error, model, optimizer, weights
 from sharded_training import train as train_plainly
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -31,9 +31,7 @@ def prepared(accelerator: Accelerator, name: str, *, shared: bool = False) -> tu
 
 def train(accelerator: Accelerator, module: nn.Module, opt: Any, steps: range) -> None:
     for step in steps:
-        generator = torch.Generator().manual_seed(step)
-        tokens = torch.randint(0, VOCABULARY, (2, 8, 6), generator=generator)
-        x, y = (half.chunk(WORLD)[RANK] for half in tokens)
+        x, y = (half.chunk(WORLD)[RANK] for half in batch(step))
         opt.zero_grad()
         accelerator.backward(nn.functional.cross_entropy(module(x).flatten(0, 1), y.flatten()))
         opt.step()

@@ -71,6 +71,9 @@ def conduct(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
         yield f"missing {way}", lambda way=way: missing(way)
     yield "settings", settings
     yield "versions", versions
+    yield "roles", roles
+    yield "compiled module", compiled_module
+    yield "lacking state", lacking_state
     yield "collectives", collectives
     yield "diagnostics", diagnostics
     for way, name in (("fsdp", "Muon"), ("hsdp", "Muon"), ("fsdp", "MuonHyperball"), ("ddp", "Muon")):
@@ -206,6 +209,40 @@ def settings() -> str:
     if distributed.get_rank() == 3:
         opt.param_groups[0]["lr"] /= 2
     return _error_of(opt)
+
+
+def roles() -> str:
+    """A matrix that one rank takes for an output layer; the param groups are alike, but not who is in them."""
+    module = training.fsdp(training.model())
+    mine = {"blocks.1.down.weight": "head"} if distributed.get_rank() == 1 else {}
+    opt = training.optimizer("Muon", module, roles=mine)
+    training.backward(module, 0, *training.data_ranks("fsdp"))
+    return _error_of(opt)
+
+
+def compiled_module() -> float:
+    """A DDP module inside a compiled one; the error, if matrices have owners."""
+    module = training.ddp(training.model())
+    opt = training.optimizer("Muon", torch.compile(module, backend="eager"))
+    training.train(module, opt, range(training.STEPS), *training.data_ranks("ddp"))
+    assert opt._sharding.has_owners
+    return training.error(training.weights(module), *_alone("Muon", "", False))
+
+
+def lacking_state() -> float:
+    """A checkpoint of a model with a parameter that never had a gradient."""
+    folder, ranks = FOLDER / "lacking", training.data_ranks("fsdp")
+    module, again = (training.fsdp(_start("Muon", "unused", False)) for _ in range(2))
+    opt, other = training.optimizer("Muon", module), training.optimizer("Muon", again)
+    training.train(module, opt, range(2), *ranks)
+    weights, state = get_state_dict(module, opt)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    weights, state = get_state_dict(again, other)
+    planner = dcp.DefaultLoadPlanner(allow_partial_load=True)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder, planner=planner)
+    set_state_dict(again, other, model_state_dict=weights, optim_state_dict=state)
+    training.train(again, other, range(2, training.STEPS), *ranks)
+    return training.error(training.weights(again), *_alone("Muon", "unused", False))
 
 
 def versions() -> str:

@@ -100,11 +100,14 @@ def optimizer(name: str, module: nn.Module, **settings: Any) -> torch.optim.Opti
         return getattr(muonlab, name)(module, **OPTIMIZERS[name] | settings)
 
 
+def batch(step: int) -> Tensor:
+    """Inputs and targets of a step, (2, SAMPLES, 6)."""
+    return torch.randint(0, VOCABULARY, (2, SAMPLES, 6), generator=torch.Generator().manual_seed(step))
+
+
 def backward(module: nn.Module, step: int, rank: int = 0, world: int = 1, parts: int = 1) -> None:
     """The gradient of the mean over this rank's samples, in so many parts; ranks together have all samples."""
-    generator = torch.Generator().manual_seed(step)
-    tokens = torch.randint(0, VOCABULARY, (2, SAMPLES, 6), generator=generator)
-    x, y = (half.to(DEVICE).chunk(world)[rank].chunk(parts) for half in tokens)
+    x, y = (half.to(DEVICE).chunk(world)[rank].chunk(parts) for half in batch(step))
     for part in range(parts):
         _synchronises(module, last=part == parts - 1)
         loss = nn.functional.cross_entropy(module(x[part]).flatten(0, 1), y[part].flatten())
@@ -219,8 +222,12 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def error(ours: dict[str, Tensor], theirs: dict[str, Tensor], before: dict[str, Tensor]) -> float:
+Weights = dict[str, Tensor] | nn.Module
+
+
+def error(ours: Weights, theirs: Weights, before: Weights) -> float:
     """How far training ended from the reference, relative to how far that went; 0 or 1 for a weight that stayed."""
+    ours, theirs, before = (weights(one) if isinstance(one, nn.Module) else one for one in (ours, theirs, before))
     found = []
     for name, start in before.items():
         way, off = float((theirs[name] - start).norm()), float((ours[name] - theirs[name]).norm())

@@ -114,6 +114,11 @@ def test_a_state_dict_holds_everything(run, way, name):
     assert max(rank[f"reloaded {way} {name}"] for rank in run("conduct", 4, True)) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["compiled module", "lacking state"])
+def test_what_is_not_as_usual(run, name):
+    assert max(rank[name] for rank in run("conduct", 4, True)) < ROUNDING
+
+
 @pytest.mark.parametrize("way", ["ddp", "fsdp", "hsdp"])
 def test_all_ranks_skip_a_step_together(run, way):
     assert [rank[f"nonfinite {way}"] for rank in run("conduct", 4, True)] == [(True, 1)] * 4
@@ -130,6 +135,7 @@ def test_a_gradient_that_is_missing_on_one_rank_is_an_error_on_all(run, way):
     [
         ("settings", "lr of group 0 is 0.02 on rank 0 and 0.01 on rank 3"),
         ("versions", "version of muonlab is '0.1.0' on rank 0 and '0.0.1' on rank 1"),
+        ("roles", "the param group of blocks.1.down.weight is 0 on rank 0 and 2 on rank 1"),
     ],
 )
 def test_ranks_that_would_make_another_step_are_an_error_on_all(run, name, told):

@@ -205,6 +205,21 @@ def test_heads_that_ranks_do_not_divide_are_one_line():
         task.tensor_parallel_plan(task.build(), 4)
 
 
+def test_a_plan_that_misses_the_model_is_one_line(monkeypatch):
+    task = Synthetic(**RUNS.SHAPE)
+    for plan, told in (({}, "it is empty"), ({"blocks.0.attention.qq": None}, "'blocks.0.attention.qq' is no module")):
+        monkeypatch.setattr(Synthetic, "tensor_parallel_plan", lambda *_, plan=plan: plan)
+        with pytest.raises(UsageError, match=told):
+            Parallel(tensor=2).spread(task, task.build(), {"tensor": Sized()})
+
+
+class Sized:
+    """What a plan needs of a mesh."""
+
+    def size(self):
+        return 2
+
+
 TRAIN = [
     "train", "text-synthetic", "--optimizer", "adamw", "--tokens", "6144", "--batch-tokens", "384", "--json",
     "--no-progress", *(word for name, value in RUNS.SHAPE.items() for word in ("--set", f"task.{name}={value}")),
