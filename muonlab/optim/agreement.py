@@ -87,7 +87,7 @@ def answered() -> Iterator[None]:
 
 
 def _refuse(group: "ProcessGroup", members: Mapping[str, tuple[int, bool]], settings: Mapping[str, Any]) -> None:
-    """Say what is not the same; `members`: by parameter the number of its param group, and whether it has a gradient."""
+    """Say what is not the same; `members`: by parameter, number of the param group and whether there is a gradient."""
     from torch import distributed
 
     everyone: list[Any] = [None] * distributed.get_world_size(group)
