@@ -42,7 +42,7 @@ Run = Callable[[], Any]
 
 def spread(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
     """Training in every way against one process."""
-    ways = training.WAYS if number == 4 else ("ddp", "fsdp", "columns")
+    ways = training.WAYS if number == 4 else ("ddp", "fsdp", "columns", "tp")[: 4 if number < 3 else 3]
     for way in ways:
         for name in ONE_OF_A_KIND if quick or number != 4 else training.OPTIMIZERS:
             yield f"spread {way} {name}", lambda way=way, name=name: invariance(way, name)
@@ -51,7 +51,8 @@ def spread(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
     for variant in VARIANTS:
         ways = ["fsdp"] if quick else ["ddp", "fsdp", "hsdp", "fsdp_tp"]
         for way in [*ways, "columns"] if variant == "experts" else ways:
-            for name in ("Muon",) if quick else (*ONE_OF_A_KIND, "MuonHyperball", "AdamMini"):
+            everybody = (*ONE_OF_A_KIND, "MuonHyperball") if way in ("ddp", "fsdp") else ONE_OF_A_KIND[:2]
+            for name in ("Muon",) if quick else everybody:
                 yield f"{variant} {way} {name}", lambda v=variant, w=way, n=name: invariance(w, n, v)
     for way in ("ddp", "fsdp", "fsdp_tp"):
         yield f"observed {way} Sophia", lambda way=way: invariance(way, "Sophia", "observed")

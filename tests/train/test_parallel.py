@@ -285,7 +285,7 @@ def test_after_an_end_before_its_time_the_same_command_goes_on(tmp_path, how):
     """SIGKILL of one rank loses the steps since the last checkpoint; SIGTERM of all of them none."""
     long = ["--tokens", str(384 * 4000), "--parallel", "ddp", "--timeout", "20"]
     child = torchrun(tmp_path, *long)
-    time.sleep(25)
+    time.sleep(15)  # past the start
     assert child.poll() is None
     if how == signal.SIGTERM:
         child.terminate()
