@@ -10,7 +10,7 @@ import typer
 
 from muonlab.cli import options as opt
 from muonlab.cli.arguments import check_out, names, refuse_flags
-from muonlab.cli.bench_text import ALL, bytes_text, console, say, table
+from muonlab.cli.bench_text import ALL, bytes_text, print_by_set, say, table
 from muonlab.cli.laboratory import print_json, resolve_device, users_code
 from muonlab.cli.simulate import show as show_simulation
 from muonlab.cli.simulate import simulated
@@ -108,16 +108,9 @@ def _measure(
 
 def _show(document: dict[str, Any]) -> None:
     """A table per set, at most 100 columns wide, then what the columns mean and what went wrong."""
-    from itertools import groupby
-
-    out, machine = console(), document["machine"]
-    out.print(f"{machine['machine']}, {machine['threads']} threads, torch {machine['torch']}", highlight=False)
-    for _, rows in groupby(document["rows"], key=lambda row: row["set"]):
-        out.print()
-        out.print(_table(list(rows)))
-    out.print()
-    for text in _notes(document):
-        out.print(text, highlight=False, markup=False)
+    machine = document["machine"]
+    heading = f"{machine['machine']}, {machine['threads']} threads, torch {machine['torch']}"
+    print_by_set(heading, document["rows"], _table, _notes(document))
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:

@@ -1,9 +1,11 @@
 """What the tables of `bench` and `bench --simulate` have in common."""
 
 import sys
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
-__all__ = ["ALL", "bytes_text", "console", "say", "table"]
+__all__ = ["ALL", "bytes_text", "print_by_set", "say", "table"]
 
 ALL = "all"
 WIDTH = 100  # where nobody looks on
@@ -13,11 +15,20 @@ def say(text: str) -> None:
     print(f"muonlab: {text}", file=sys.stderr, flush=True)
 
 
-def console() -> Any:
-    """Where tables are printed."""
+def print_by_set(
+    heading: str, rows: Sequence[dict[str, Any]], table_of: Callable[[list[dict[str, Any]]], Any], notes: Iterable[str]
+) -> None:
+    """A heading, a table of the rows of each parameter set, and notes."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
+    out = Console(width=None if sys.stdout.isatty() else WIDTH)
+    out.print(heading, highlight=False)
+    for _, of_set in groupby(rows, key=lambda row: row["set"]):
+        out.print()
+        out.print(table_of(list(of_set)))
+    out.print()
+    for text in notes:
+        out.print(text, highlight=False, markup=False)
 
 
 def table(title: str) -> Any:

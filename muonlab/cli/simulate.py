@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from muonlab.cli.bench_text import ALL, bytes_text, console, say, table
+from muonlab.cli.bench_text import ALL, bytes_text, print_by_set, say, table
 from muonlab.errors import UsageError
 
 __all__ = ["show", "simulated"]
@@ -61,14 +61,7 @@ def _flops(device: str, threads: int | None, show_progress: bool) -> float:
 
 def show(document: dict[str, Any]) -> None:
     """What is assumed, a table per set, at most 80 columns wide, and what the columns mean."""
-    out = console()
-    out.print(_constants(document), highlight=False)
-    for _, rows in groupby(document["rows"], key=lambda row: row["set"]):
-        out.print()
-        out.print(_table(list(rows)))
-    out.print()
-    for text in _notes(document):
-        out.print(text, highlight=False, markup=False)
+    print_by_set(_constants(document), document["rows"], _table, _notes(document))
 
 
 def _constants(document: dict[str, Any]) -> str:

@@ -91,12 +91,10 @@ class Parallel:
         return model
 
     def __str__(self) -> str:
-        ways = ["ddp" if self.tensor == 1 else ""]
-        if self.shards > 1:
-            ways = [f"hsdp={self.replicas}x{self.shards}" if self.replicas > 1 else "fsdp"]
-        elif self.tensor > 1 and self.replicas > 1:
-            ways = [f"hsdp={self.replicas}x1"]
-        return ",".join(filter(None, [*ways, f"tp={self.tensor}" if self.tensor > 1 else ""]))
+        if self.shards == self.tensor == 1:
+            return "ddp"
+        data = f"hsdp={self.replicas}x{self.shards}" if self.replicas > 1 else "fsdp" if self.shards > 1 else ""
+        return ",".join(filter(None, (data, f"tp={self.tensor}" if self.tensor > 1 else "")))
 
 
 def _number(text: str, value: str) -> int:

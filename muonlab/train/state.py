@@ -1,5 +1,6 @@
 """The tensors of a run by name, wherever they lie: parameters and buffers, and what the optimizer keeps of them."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,7 +31,8 @@ def tensors_of(model: nn.Module, optimizer: Engine) -> tuple[Tensors, list[dict[
 
 def load_tensors(model: nn.Module, optimizer: Engine, tensors: Mapping[str, Tensor], groups: list[dict]) -> None:
     """The opposite; tensors lie as `place_for` lays them."""
-    own, state = {}, {index: {} for index in _names(optimizer)}
+    own: Tensors = {}
+    state: dict[int, Tensors] = defaultdict(dict)
     indices = {name: index for index, name in _names(optimizer).items()}
     for key, tensor in tensors.items():
         part, _, rest = key.partition("/")
@@ -40,9 +42,11 @@ def load_tensors(model: nn.Module, optimizer: Engine, tensors: Mapping[str, Tens
             name, _, field = rest.rpartition("/")
             state[indices[name]][field] = tensor
     model.load_state_dict(own)
-    now = optimizer.state_dict()["param_groups"]
-    merged = [{**group, "params": mine["params"]} for group, mine in zip(groups, now, strict=True)]
-    optimizer.load_state_dict({"state": {i: found for i, found in state.items() if found}, "param_groups": merged})
+    numbered = [
+        {**group, "params": [indices[name] for name in mine["param_names"]]}
+        for group, mine in zip(groups, optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({"state": dict(state), "param_groups": numbered})
 
 
 def place_for(model: nn.Module) -> Callable[[str, Tensor], Tensor]:

@@ -60,3 +60,19 @@ def found_by_ranks(torchrun, tmp_path_factory) -> Callable[[str], list[dict[str,
         return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
     return ranks
+
+
+def _script_of(request: pytest.FixtureRequest) -> str:
+    return Path(request.module.__file__).stem.removeprefix("test_") + "_training"
+
+
+@pytest.fixture(scope="module")
+def training(request, load) -> ModuleType:
+    """The script of a test module."""
+    return load(_script_of(request))
+
+
+@pytest.fixture(scope="module")
+def ranks(request, found_by_ranks) -> list[dict[str, Any]]:
+    """What each rank of it found."""
+    return found_by_ranks(_script_of(request))

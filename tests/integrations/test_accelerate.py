@@ -8,16 +8,6 @@ pytest.importorskip("accelerate", reason="pip install 'muonlab[integrations]'")
 ROUNDING = 1e-4  # of the way that the weights have gone: reductions in another order, in float32
 
 
-@pytest.fixture(scope="module")
-def training(load):
-    return load("accelerate_training")
-
-
-@pytest.fixture(scope="module")
-def ranks(found_by_ranks):
-    return found_by_ranks("accelerate_training")
-
-
 @pytest.mark.parametrize("name", ["Muon", "SOAP", "AdamW"])
 def test_one_process_makes_the_steps_of_a_plain_loop_and_resumes(training, tmp_path, name):
     accelerator = training.Accelerator(cpu=True)

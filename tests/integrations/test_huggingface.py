@@ -18,11 +18,6 @@ transformers = pytest.importorskip("transformers", reason="pip install 'muonlab[
 ROUNDING = 1e-4  # of the way that the weights have gone: reductions in another order, in float32
 
 
-@pytest.fixture(scope="module")
-def training(load):
-    return load("huggingface_training")
-
-
 def roles(optimizer):
     return {name: group["role"] for group in optimizer.param_groups for name in group["param_names"]}
 
@@ -158,11 +153,6 @@ def test_a_resumed_run_ends_at_the_same_bits(training, tmp_path, way, model):
     through, resumed, without = ends.values()
     assert all(torch.equal(weight, resumed[name]) for name, weight in through.items())
     assert not all(torch.equal(weight, without[name]) for name, weight in through.items())
-
-
-@pytest.fixture(scope="module")
-def ranks(found_by_ranks):
-    return found_by_ranks("huggingface_training")
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])

@@ -8,16 +8,6 @@ pytest.importorskip("lightning", reason="pip install 'muonlab[integrations]'")
 ROUNDING = 1e-4  # of the way that the weights have gone: reductions in another order, in float32
 
 
-@pytest.fixture(scope="module")
-def training(load):
-    return load("lightning_training")
-
-
-@pytest.fixture(scope="module")
-def ranks(found_by_ranks):
-    return found_by_ranks("lightning_training")
-
-
 def equal(one, other):
     theirs = dict(other.named_parameters())
     return all(torch.equal(weight, theirs[name]) for name, weight in one.named_parameters())
