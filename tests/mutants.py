@@ -79,7 +79,7 @@ MUTANTS = (
            'if rule.sees == "whole":', SHARDING),
     Mutant("a rank decides alone to skip", AGREEMENT, "finding, low, high = said.tolist()",
            "_, low, high = said.tolist()", SHARDING),
-    Mutant("ranks step at other learning rates", AGREEMENT, "for p in members), mine)", "for p in members))", SHARDING),
+    Mutant("ranks step at other learning rates", AGREEMENT, "for p in members]).encode(), mine)", "for p in members]).encode())", SHARDING),
     Mutant("a rank that is gone goes unsaid", AGREEMENT, '"another rank does not answer: it', '"it', SHARDING),
     Mutant("parts from every replica", PLACES, "if self.rows[rank] == self.rows[owner] and", "if", SHARDING),
     Mutant("strided shards outside the others", PLACES, "for i in (*plain, *reversed(strided))",
