@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.tensor import Replicate, Shard
 
 import muonlab
+from muonlab.optim.sharding import layout_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 import sharded_training as training
@@ -76,6 +77,8 @@ def conduct(quick: bool, number: int) -> Iterator[tuple[str, Run]]:
     yield "compiled module", compiled_module
     yield "lacking state", lacking_state
     yield "collectives", collectives
+    for way in ("fsdp", "hsdp", "tp", "fsdp_tp", "columns"):
+        yield f"boxes {way}", lambda way=way: boxes(way)
     yield "diagnostics", diagnostics
     for way, name in (("fsdp", "Muon"), ("hsdp", "Muon"), ("fsdp", "MuonHyperball"), ("ddp", "Muon")):
         for dtype in ("float32", "bfloat16"):
@@ -269,6 +272,16 @@ def _error_of(opt: torch.optim.Optimizer) -> str:
 
 def _inner(module: nn.Module) -> nn.Module:
     return getattr(module, "module", module)
+
+
+def boxes(way: str) -> bool:
+    """Whether every rank has those elements of every parameter that its box says."""
+    module = training.WAYS[way](_start("Muon", "", way in training.EVEN))
+    found = []
+    for p in module.parameters():
+        if (layout := layout_of(p)) is not None:
+            found.append(torch.equal(layout.boxes[layout.rank].of(p.full_tensor()), p.to_local()))
+    return bool(found) and all(found)
 
 
 def collectives() -> dict[str, int]:

@@ -143,6 +143,11 @@ def test_ranks_that_would_make_another_step_are_an_error_on_all(run, name, told)
         assert told in rank[name]
 
 
+@pytest.mark.parametrize("way", ["fsdp", "hsdp", "tp", "fsdp_tp", "columns"])
+def test_every_rank_has_what_its_box_says(run, way):
+    assert all(rank[f"boxes {way}"] for rank in run("conduct", 4, True))
+
+
 def test_two_exchanges_and_one_agreement_a_step(run):
     for rank in run("conduct", 4, True):
         counts = rank["collectives"]
