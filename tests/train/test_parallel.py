@@ -130,7 +130,8 @@ def test_many_go_on_from_the_checkpoint_of_one(alone, tmp_path):
         "from pathlib import Path\n"
         "store = distributed.FileStore(os.environ['RENDEZVOUS'], 2)\n"
         "distributed.init_process_group('gloo', store=store, rank=int(os.environ['RANK']), world_size=2)\n"
-        "print(*runs.gone_on(runs.Ranks('fsdp', 'cpu', 60.0), Path(sys.argv[2]), 'muon'))"
+        "print(*runs.gone_on(runs.Ranks('fsdp', 'cpu', 60.0), Path(sys.argv[2]), 'muon'))\n"
+        "distributed.destroy_process_group()"
     )
     children = launch(["-c", command, str(SCRIPT.parent), str(tmp_path / "run")], 2, tmp_path, stdout=subprocess.PIPE)
     for child in children:
