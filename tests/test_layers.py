@@ -21,7 +21,7 @@ LAYERS = {
     "optim": ({"kernels", "user_code"}, {"torch"}),
     "records": (set(), {"numpy", "sqlalchemy", "alembic"}),
     "tasks": ({"records", "user_code"}, {"torch", "numpy"}),
-    "train": ({"optim", "tasks", "records"}, {"torch", "numpy"}),
+    "train": ({"kernels", "optim", "tasks", "records"}, {"torch", "numpy"}),
     "execute": ({"train", "records"}, set()),
     "study": ({"execute", "train", "tasks", "optim", "records", "analyze"}, {"numpy", "pydantic"}),
     "analyze": ({"records"}, {"numpy", "scipy"}),

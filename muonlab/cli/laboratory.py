@@ -33,7 +33,7 @@ class Laboratory:
         return self.workers or (cores if self.device == "cpu" else 1)
 
     def run(
-        self, protocol: Any, expected_tokens: float, eval_steps: frozenset[int] = frozenset(), executor: Any = None
+        self, protocol: Any, expected_tokens: float, watch: Any = None, executor: Any = None
     ) -> tuple[Any, "Outcome"]:
         """Drive a protocol to its end with the store as memory; its result and what it took.
 
@@ -44,6 +44,7 @@ class Laboratory:
         from muonlab.execute.local import LocalExecutor
         from muonlab.execute.runner import Runner
         from muonlab.records.store import Store
+        from muonlab.records.watch import Watch
         from muonlab.study.protocol import drive
 
         with Store(self.store_url) as store, Progress(expected_tokens, quiet=not self.show_progress) as progress:
@@ -52,7 +53,7 @@ class Laboratory:
                 threads=self.threads,
                 artifacts=self.artifacts,
             )
-            runner = Runner(store, executor, Observation(eval_steps, progress.on_tokens), progress.on_record)
+            runner = Runner(store, executor, Observation(watch or Watch(), progress.on_tokens), progress.on_record)
             result = drive(protocol, runner)
             return result, Outcome(runner.num_executed, runner.num_failed)
 

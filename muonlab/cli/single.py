@@ -18,6 +18,7 @@ from muonlab.errors import UsageError
 
 if TYPE_CHECKING:
     from muonlab.records import RunSpec
+    from muonlab.records.watch import Watch
 
 __all__ = ["train"]
 
@@ -37,6 +38,9 @@ def train(
     precision: opt.Precision = None,
     compile: opt.Compile = False,
     eval_every: Annotated[int, typer.Option(min=0, help="Steps between held-out losses for the curve; 0 = none.")] = 0,
+    noise: Annotated[
+        bool, typer.Option("--noise", help="Measure gradient noise on the way, for about 2 % of the time.")
+    ] = False,
     settings: opt.Set = None,
     config: opt.Config = None,
     parallel: Annotated[
@@ -72,14 +76,15 @@ def train(
         raise UsageError(f"parallel: must be a text such as 'fsdp', got {parallel!r}")
     laboratory = Laboratory(store, 1, threads, artifacts, not no_progress)
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        sys.exit(_over_ranks(chosen, eval_every, laboratory, parallel or "ddp", timeout, json))
+        sys.exit(_over_ranks(chosen, eval_every, noise, laboratory, parallel or "ddp", timeout, json))
     if parallel:
         raise UsageError(f"--parallel {parallel} needs several ranks: start them with {START}")
-    sys.exit(_run(*_spec(chosen, eval_every), laboratory, json))
+    sys.exit(_run(*_spec(chosen, eval_every, noise), laboratory, json))
 
 
-def _spec(chosen: dict[str, Any], eval_every: int) -> "tuple[RunSpec, frozenset[int]]":
-    """What to run, and after which steps to evaluate."""
+def _spec(chosen: dict[str, Any], eval_every: int, noise: bool) -> "tuple[RunSpec, Watch]":
+    """What to run, and what to look at meanwhile."""
+    from muonlab.records.watch import Watch
     from muonlab.study.config import validated
     from muonlab.study.plan import base_specs
 
@@ -90,14 +95,15 @@ def _spec(chosen: dict[str, Any], eval_every: int) -> "tuple[RunSpec, frozenset[
     settings = {"seed": config.first_seed, **config.settings}
     with users_code():
         (spec,) = base_specs(config.model_copy(update={"settings": settings})).values()
-    return spec, frozenset(range(eval_every, spec.num_steps + 1, eval_every)) if eval_every else frozenset()
+    eval_steps = range(eval_every, spec.num_steps + 1, eval_every) if eval_every else ()
+    return spec, Watch(frozenset(eval_steps), noise=noise)
 
 
-def _run(spec: "RunSpec", eval_steps: frozenset[int], laboratory: Laboratory, json: bool, executor: Any = None) -> int:
+def _run(spec: "RunSpec", watch: "Watch", laboratory: Laboratory, json: bool, executor: Any = None) -> int:
     """Make the run, or find it, and show it; the exit code."""
     from muonlab.study.protocol import single
 
-    record, outcome = laboratory.run(single(spec), spec.horizon_tokens, eval_steps, executor)
+    record, outcome = laboratory.run(single(spec), spec.horizon_tokens, watch, executor)
     show_record(record, json, runs_executed=outcome.num_executed)
     if not json and not outcome.num_executed:
         print(f"found in {laboratory.store_url}: nothing was run")
@@ -105,7 +111,13 @@ def _run(spec: "RunSpec", eval_steps: frozenset[int], laboratory: Laboratory, js
 
 
 def _over_ranks(
-    chosen: dict[str, Any], eval_every: int, laboratory: Laboratory, parallel: str, timeout: float, json: bool
+    chosen: dict[str, Any],
+    eval_every: int,
+    noise: bool,
+    laboratory: Laboratory,
+    parallel: str,
+    timeout: float,
+    json: bool,
 ) -> int:
     """The same by all ranks; the first has the store, and shows the record."""
     import torch
@@ -117,12 +129,12 @@ def _over_ranks(
 
     torch.set_num_threads(laboratory.threads)
     with _stopping() as stop, Ranks(parallel, chosen["device"], timeout) as ranks:
-        spec, eval_steps = _on_all(ranks, lambda: _spec(chosen, eval_every))
+        spec, watch = _on_all(ranks, lambda: _spec(chosen, eval_every, noise))
         executor = RankedExecutor(ranks, laboratory.artifacts, stop=stop)
         try:
             if ranks.rank:
-                return executor.follow([spec], Observation(eval_steps))
-            code = _run(spec, eval_steps, laboratory, json, executor)
+                return executor.follow([spec], Observation(watch))
+            code = _run(spec, watch, laboratory, json, executor)
         except UsageError:
             if not ranks.rank:
                 executor.dismiss(2)

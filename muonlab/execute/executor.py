@@ -5,20 +5,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from muonlab.records import Record, RunSpec
+from muonlab.records.watch import Watch
 
 __all__ = ["Executor", "Observation"]
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What is watched during runs without changing them: not part of a run's key."""
+    """What is watched during runs, and who is told how far they are."""
 
-    eval_steps: frozenset[int] = frozenset()
+    watch: Watch = field(default_factory=Watch)
     on_tokens: Callable[[int], None] = field(default=lambda tokens: None)  # tokens trained since the last call
-
-    def seen_in(self, record: Record) -> bool:
-        """Whether a record already holds everything that is asked for."""
-        return self.eval_steps <= set(record.eval_steps) or record.outcome == "diverged"
 
 
 class Executor(Protocol):

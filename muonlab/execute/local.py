@@ -21,6 +21,7 @@ from muonlab.errors import UsageError
 from muonlab.execute.executor import Observation
 from muonlab.execute.signals import signals_held
 from muonlab.records import Record, RunSpec
+from muonlab.records.watch import Watch
 
 __all__ = ["InlineExecutor", "LocalExecutor", "run_here"]
 
@@ -42,7 +43,7 @@ class InlineExecutor:
 
     def run(self, specs: Sequence[RunSpec], observation: Observation) -> Generator[Record, None, None]:
         for spec in specs:
-            yield run_here(spec, observation.eval_steps, self.artifacts, self.checkpoint_seconds, observation.on_tokens)
+            yield run_here(spec, observation.watch, self.artifacts, self.checkpoint_seconds, observation.on_tokens)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class LocalExecutor:
         ours, theirs = context.Pipe()
         process = context.Process(
             target=_child_main,
-            args=(theirs, spec, observation.eval_steps, self.threads, self.artifacts, self.checkpoint_seconds),
+            args=(theirs, spec, observation.watch, self.threads, self.artifacts, self.checkpoint_seconds),
             daemon=True,
         )
         with _without_main():
@@ -187,7 +188,7 @@ class _without_main:
 def _child_main(
     connection: Connection,
     spec: RunSpec,
-    eval_steps: frozenset[int],
+    watch: Watch,
     threads: int,
     artifacts: Path | None,
     checkpoint_seconds: float,
@@ -211,7 +212,7 @@ def _child_main(
             unsent[:] = [0, time.monotonic()]
 
     try:
-        record = run_here(spec, eval_steps, artifacts, checkpoint_seconds, on_tokens, stop)
+        record = run_here(spec, watch, artifacts, checkpoint_seconds, on_tokens, stop)
         connection.send(("tokens", unsent[0]))
         connection.send(("record", record.to_dict()))
     except UsageError as error:
@@ -238,7 +239,7 @@ def _follow_driver(connection: Connection, stop: threading.Event) -> None:
 
 def run_here(
     spec: RunSpec,
-    eval_steps: frozenset[int],
+    watch: Watch,
     artifacts: Path | None,
     checkpoint_seconds: float,
     on_tokens: Any,
@@ -255,7 +256,7 @@ def run_here(
     try:
         return train(
             spec,
-            eval_steps=eval_steps,
+            watch=watch,
             checkpoints=checkpoints,
             on_step=lambda step: on_tokens(spec.batch_tokens),
             should_stop=stop.is_set if stop else lambda: False,

@@ -50,7 +50,7 @@ class RankedExecutor:
     def _run(self, spec: RunSpec, observation: Observation) -> Record:
         return run_here(
             spec,
-            observation.eval_steps,
+            observation.watch,
             self.artifacts,
             self.checkpoint_seconds,
             observation.on_tokens,

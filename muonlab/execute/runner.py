@@ -45,7 +45,7 @@ class Runner:
         """
         wanted = {spec.key: spec for spec in specs}
         known = self.memory.get(list(wanted))
-        done = {k: r for k, r in known.items() if r.outcome != "failed" and self.observation.seen_in(r)}
+        done = {k: r for k, r in known.items() if r.outcome != "failed" and self.observation.watch.seen_in(r)}
         for record in done.values():
             self.on_record(record, False)
         todo = [spec for key, spec in wanted.items() if key not in done]

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from muonlab.errors import UsageError, unknown
 from muonlab.records.spec import RunSpec
+from muonlab.records.watch import Series
 
 __all__ = ["SCHEMA_VERSION", "Outcome", "Record", "json_text", "same_result"]
 
@@ -31,6 +32,7 @@ class Record:
     train_loss: tuple[float, ...] = ()
     eval_steps: tuple[int, ...] = ()  # steps at which the held-out loss was also taken, for curves only
     eval_loss: tuple[float, ...] = ()
+    probes: Mapping[str, Series] = field(default_factory=dict)  # what else was measured during the run
     diverged_step: int | None = None  # first step whose loss or gradient was not finite
     last_finite_loss: float | None = None  # training loss before that
     error: str = ""  # why it failed or diverged, one line first, then a traceback if there is one
@@ -75,6 +77,7 @@ class Record:
             clean["spec"] = RunSpec.from_dict(clean["spec"])
             for name in ("train", "eval"):
                 clean[f"{name}_steps"], clean[f"{name}_loss"] = _curve(name, clean)
+            clean["probes"] = {name: _series(name, value) for name, value in clean.get("probes", {}).items()}
             record = cls(**clean)
         except (TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"not a record: {error}") from None
@@ -117,6 +120,14 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return value
+
+
+def _series(name: str, value: Any) -> Series:
+    try:
+        steps, values = value
+        return Series(*_curve(name, {f"{name}_steps": steps, f"{name}_loss": values}))
+    except (TypeError, ValueError):
+        raise UsageError(f"not a record: probe {name} must be a list of steps and one of values") from None
 
 
 def _curve(name: str, values: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -62,6 +62,7 @@ class RunSpec:
     polar: str = ""  # resolved method and coefficients of the polar factor, if the optimizer has one
     parametrization: str = "standard"
     schedule: Schedule = field(default_factory=Schedule)
+    averaging: float = 0.0  # evaluate the mean of the weights over about this last part of the run; 0 = the last ones
     clip: float = 1.0  # bound on the global gradient norm; 0 = none
     micro_batch_tokens: int = 0  # gradient accumulation; 0 = the whole batch at once
     precision: str = "fp32"
@@ -90,6 +91,8 @@ class RunSpec:
             )
         if _number("clip", self.clip) < 0:
             raise UsageError(f"clip must be 0 (none) or positive, got {self.clip}")
+        if not 0 <= _number("averaging", self.averaging) < 1:
+            raise UsageError(f"averaging must lie in [0, 1), got {self.averaging}")
         if not isinstance(self.compile, bool):
             raise UsageError(f"compile must be true or false, got {self.compile!r}")
         if self.precision not in PRECISIONS:
@@ -193,7 +196,7 @@ class RunSpec:
 
 
 REQUIRED = ("task", "optimizer", "horizon_tokens", "batch_tokens")
-SETTABLE = ("horizon_tokens", "batch_tokens", "micro_batch_tokens", "seed", "clip", "precision", "compile")
+SETTABLE = ("horizon_tokens", "batch_tokens", "micro_batch_tokens", "seed", "averaging", "clip", "precision", "compile")
 
 
 def canonical_json(value: Any) -> str:

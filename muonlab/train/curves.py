@@ -1,8 +1,11 @@
 """What is kept of losses and step times."""
 
+from collections.abc import Sequence
 from statistics import mean, median
 
-__all__ = ["thinned", "typical"]
+from muonlab.records.watch import Series
+
+__all__ = ["thinned", "thinned_series", "typical"]
 
 CURVE_POINTS = 256  # a longer training curve is averaged down to this many points
 WINDOW_STEPS = 10  # over which step times are averaged: preconditioners are refreshed every tenth step, or more often
@@ -22,3 +25,9 @@ def thinned(losses: list[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
     groups = [losses[start : start + width] for start in range(0, len(losses), width)]
     ends = [min(start + width, len(losses)) for start in range(0, len(losses), width)]
     return tuple(ends), tuple(sum(group) / len(group) for group in groups)
+
+
+def thinned_series(points: Sequence[tuple[int, float]]) -> Series:
+    """What was measured after some steps, with at most CURVE_POINTS points, each the mean of those up to it."""
+    ends, values = thinned([value for _, value in points])
+    return Series(tuple(points[end - 1][0] for end in ends), values)

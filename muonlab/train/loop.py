@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,19 +15,22 @@ from muonlab.errors import UsageError
 from muonlab.optim import catalog as optimizers
 from muonlab.optim.engine import Engine
 from muonlab.records import Record, RunSpec
+from muonlab.records.watch import Watch
 from muonlab.tasks import catalog as tasks
 from muonlab.tasks.base import Task
+from muonlab.train.averaging import Average
 from muonlab.train.batches import dealt, micro_samples_of, samples_of, to_device
 from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state, seed_rng
-from muonlab.train.curves import thinned, typical
+from muonlab.train.curves import thinned, thinned_series, typical
 from muonlab.train.environment import environment, peak_bytes
+from muonlab.train.noise import NoiseProbe
 from muonlab.train.ranks import Alone
 from muonlab.train.schedules import lr_factor, progress_at
-from muonlab.train.state import load_tensors, place_for, tensors_of
+from muonlab.train.state import AVERAGE, load_tensors, place_for, tensors_of
 
 __all__ = ["Interrupted", "check_observation", "train"]
 
-ALONE = Alone()
+ALONE, UNWATCHED = Alone(), Watch()
 RANK_STRIDE = 104_729  # between the seeds of ranks, so that no two runs share one by chance
 
 
@@ -39,7 +42,7 @@ def train(
     spec: RunSpec,
     *,
     task: Task | None = None,
-    eval_steps: Collection[int] = (),
+    watch: Watch = UNWATCHED,
     checkpoints: Checkpoints | None = None,
     on_step: Callable[[int], None] = lambda step: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -49,14 +52,14 @@ def train(
 
     The same spec on the same machine and number of threads gives the same record bit for bit, also when it was
     stopped and resumed from a checkpoint; on other `ranks`, which all call this, to float rounding. A non-finite loss
-    or gradient norm ends the run as `diverged`, before the update. `eval_steps` adds held-out losses for curves; they
-    change nothing else.
+    or gradient norm ends the run as `diverged`, before the update. `watch` adds held-out losses, and what else is
+    measured, for curves; nothing else changes.
 
     Raises   UsageError for a spec that can't be run; Interrupted when `should_stop` says so
     """
     task = task or tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
-    run = _Run(spec, task, ranks)
-    if checkpoints and (found := checkpoints.newest()) and run.goes_on_from(found.values, eval_steps):
+    run, eval_steps = _Run(spec, task, ranks, watch.noise), watch.steps(spec)
+    if checkpoints and (found := checkpoints.newest()) and run.goes_on_from(found.values, watch):
         run.load(found.values, checkpoints.tensors(found, place_for(run.model)))
     saved = time.monotonic()
     while run.step < spec.num_steps and run.diverged_step is None:
@@ -85,10 +88,12 @@ class _Run:
     spec: RunSpec
     task: Task
     ranks: Alone
+    with_noise: bool
     step: int = 0
     losses: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     eval_curve: list[tuple[int, float]] = field(default_factory=list)
+    probes: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     eval_seconds: float = 0.0
     earlier_seconds: float = 0.0  # wall time before a resume
     num_observations: int = 0  # batches that were passed once more for what a rule observes
@@ -111,6 +116,8 @@ class _Run:
         check_observation(self.optimizer, self.task)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.params = [p for p in self.model.parameters() if p.requires_grad]
+        self.average = Average(self.model, spec.averaging) if spec.averaging else None
+        self.noise = self._noise_probe() if self.with_noise else None
         self.spread: nn.Module = spread
         self.forward: nn.Module = torch.compile(spread) if spec.compile else spread
         if self.ranks.data_rank:  # other dropout than that of the first
@@ -131,7 +138,14 @@ class _Run:
             self.optimizer.observe(self.spec.batch_tokens)
             self.optimizer.zero_grad(set_to_none=True)
             self.num_observations += 1
+        measured = time.perf_counter()
+        small = self._small_gradients(start) if self.noise and self.noise.is_due(step) else None
+        aside = time.perf_counter() - measured
         loss = self._backward(start, self.task.loss)
+        if small and self.noise:
+            measured = time.perf_counter()
+            self._note(step, self.noise.measure(small))
+            aside += time.perf_counter() - measured
         norm = self.ranks.clip(self.params, self.spec.clip or math.inf)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = "loss" if not math.isfinite(loss) else "gradient norm"
@@ -139,8 +153,10 @@ class _Run:
             return
         self.optimizer.step()
         self.step = step
+        if self.average:
+            self.average.update(step)
         self.losses.append(loss)
-        self.step_seconds.append(time.perf_counter() - started)
+        self.step_seconds.append(time.perf_counter() - started - aside)
 
     def _backward(self, start: int, loss_of: Callable[[nn.Module, Any], Tensor]) -> float:
         parts = self.samples // self.micro_samples
@@ -156,18 +172,42 @@ class _Run:
             total = total + loss.detach()
         return self.ranks.mean(total)
 
+    def _noise_probe(self) -> NoiseProbe:
+        if self.ranks.world_size > 1:
+            raise UsageError("gradient noise is measured in one process: leave --noise out under torchrun")
+        per_token = tasks.flops_per_token(self.task, self.model)
+        return NoiseProbe(self.optimizer, self.samples, self.task.tokens_per_sample, per_token)
+
+    def _small_gradients(self, start: int) -> dict[Tensor, Tensor]:
+        """Of the first few samples of a batch, by parameter; whatever this draws, the run draws again."""
+        before = rng_state(self.spec.device)
+        batch = to_device(self.task.batch(self.spec.seed, start, self.noise.small), self.device)
+        with self._autocast():
+            loss = self.task.loss(self.forward, batch)
+        found = torch.autograd.grad(loss, self.params, allow_unused=True)
+        restore_rng(before)
+        return {p: gradient for p, gradient in zip(self.params, found, strict=True) if gradient is not None}
+
+    def _note(self, step: int, measured: Mapping[str, float]) -> None:
+        for name, value in measured.items():
+            if math.isfinite(value):
+                self.probes.setdefault(name, []).append((step, float(value)))
+
     def observe(self) -> None:
         """Add a point to the held-out curve; an evaluation that draws random numbers must not change the run."""
         before = rng_state(self.spec.device)
         self.eval_curve.append((self.step, self.evaluate()))
+        if hasattr(self.task, "measures"):
+            self._note(self.step, self.task.measures(self.model))
         restore_rng(before)
 
     def evaluate(self) -> float:
-        """Mean loss over the held-out split, nats per token."""
+        """Mean loss over the held-out split, nats per token, of the mean weights where the run asks for them."""
         started = time.perf_counter()
         total, weight = 0.0, 0.0
         self.model.eval()
-        with torch.no_grad(), self._autocast():
+        weights = self.average.in_place() if self.average and self.step else nullcontext()
+        with torch.no_grad(), self._autocast(), weights:
             for batch, size in dealt(self.task.evaluation(), self.ranks.data_rank, self.ranks.num_data_ranks):
                 total += float(self.task.loss(self.forward, to_device(batch, self.device))) * size
                 weight += size
@@ -197,6 +237,7 @@ class _Run:
             train_loss=losses,
             eval_steps=tuple(step for step, _ in self.eval_curve),
             eval_loss=tuple(loss for _, loss in self.eval_curve),
+            probes={name: thinned_series(points) for name, points in self.probes.items()},
             diverged_step=self.diverged_step,
             last_finite_loss=self.losses[-1] if diverged and self.losses else None,
             error=self.reason,
@@ -214,6 +255,8 @@ class _Run:
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Everything that the run goes on from: values, and tensors by name; a collective."""
         tensors, groups = tensors_of(self.model, self.optimizer)
+        if self.average:
+            tensors |= {f"{AVERAGE}/{name}": mean for name, mean in self.average.means.items()}
         generators = self.ranks.gathered((self.ranks.data_rank, rng_state(self.spec.device)))
         return {
             "key": self.spec.key,
@@ -221,26 +264,33 @@ class _Run:
             "param_groups": groups,
             "rng": [state for _, state in sorted(dict(generators).items())],  # by data rank
             "curves": [self.losses, self.step_seconds, [list(point) for point in self.eval_curve]],
+            "probes": {name: [list(point) for point in points] for name, points in self.probes.items()},
+            "with_noise": self.with_noise,
             "seconds": [self.earlier_seconds + time.perf_counter() - self.started, self.eval_seconds],
             "num_observations": self.num_observations,
         }, tensors
 
-    def goes_on_from(self, values: dict[str, Any], eval_steps: Collection[int]) -> bool:
-        """Not where a checkpoint lies behind an evaluation that is asked for and was not taken.
+    def goes_on_from(self, values: dict[str, Any], watch: Watch) -> bool:
+        """Not where a checkpoint lies behind something that is asked for and was not measured.
 
         Raises   UsageError if it is one of another run
         """
         if values["key"] != self.spec.key:
             raise UsageError("the checkpoint belongs to another run: remove it or choose another --artifacts folder")
         taken = {step for step, _ in values["curves"][2]}
-        return all(step > values["step"] or step in taken for step in eval_steps)
+        if watch.noise and not values.get("with_noise"):
+            return False
+        return all(step > values["step"] or step in taken for step in watch.steps(self.spec))
 
     def load(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`; a collective."""
+        if self.average:
+            self.average.means = {name: tensors.pop(f"{AVERAGE}/{name}") for name in self.average.means}
         load_tensors(self.model, self.optimizer, tensors, values["param_groups"])
         self.step = values["step"]
         self.losses, self.step_seconds = list(values["curves"][0]), list(values["curves"][1])
         self.eval_curve = [(int(step), loss) for step, loss in values["curves"][2]]
+        self.probes = {name: [(int(step), value) for step, value in p] for name, p in values.get("probes", {}).items()}
         self.earlier_seconds, self.eval_seconds = values["seconds"]
         self.num_observations = values["num_observations"]
         if len(values["rng"]) == self.ranks.num_data_ranks or not self.ranks.data_rank:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from muonlab.optim.engine import Engine
 from muonlab.optim.sharding import local_of, moved_to, spread_as
 
-__all__ = ["load_tensors", "place_for", "tensors_of"]
+__all__ = ["AVERAGE", "load_tensors", "place_for", "tensors_of"]
 
-MODEL, OPTIMIZER = "model", "optimizer"  # first part of a name
+MODEL, OPTIMIZER, AVERAGE = "model", "optimizer", "average"  # first part of a name
 
 Tensors = dict[str, Tensor]
 
@@ -55,7 +55,7 @@ def place_for(model: nn.Module) -> Callable[[str, Tensor], Tensor]:
 
     def place(key: str, whole: Tensor) -> Tensor:
         part, _, rest = key.partition("/")
-        if part == MODEL:
+        if part in (MODEL, AVERAGE):
             return moved_to(own[rest], whole)
         p = own[rest.rpartition("/")[0]]
         return spread_as(p, whole.to(local_of(p).device)) if whole.ndim else whole

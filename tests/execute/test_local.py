@@ -17,6 +17,7 @@ from muonlab.execute import local
 from muonlab.execute.executor import Observation
 from muonlab.execute.local import InlineExecutor, LocalExecutor
 from muonlab.records.record import same_result
+from muonlab.records.watch import Watch
 from muonlab.train.loop import train
 
 ENDINGS = {  # how -> what the record says
@@ -92,9 +93,9 @@ def test_a_run_may_have_processes_of_its_own(ended):
 
 def test_children_give_what_the_process_itself_gives(make_spec):
     specs = [make_spec(seed, optimizer=name) for seed in (1, 2) for name in ("adamw", "muon")]
-    tokens, observation = [], Observation(eval_steps=frozenset({3, 8}))
+    tokens, observation = [], Observation(Watch(frozenset({3, 8})))
     inline = {r.key: r for r in InlineExecutor().run(specs, observation)}
-    watched = Observation(observation.eval_steps, tokens.append)
+    watched = Observation(observation.watch, tokens.append)
     children = {r.key: r for r in LocalExecutor(workers=2, threads=2).run(specs, watched)}
     assert len(inline) == 4 and all(same_result(inline[key], children[key]) for key in inline)
     assert all(r.eval_steps == (3, 8) and r.environment["threads"] == 2 for r in children.values())
@@ -171,6 +172,7 @@ from pathlib import Path
 from muonlab.execute.executor import Observation
 from muonlab.execute.local import LocalExecutor
 from muonlab.records import RunSpec
+from muonlab.records.watch import Watch
 import json
 specs = [RunSpec.from_dict(values) for values in json.loads(sys.argv[1])]
 print("up", flush=True)

@@ -6,6 +6,7 @@ from muonlab.errors import UsageError
 from muonlab.execute.executor import Observation
 from muonlab.execute.runner import Runner
 from muonlab.records import Record, RunSpec, Store
+from muonlab.records.watch import Watch
 
 
 class Memory(dict):
@@ -34,7 +35,7 @@ class Executor:
                 outcome = self.outcomes.get(spec.seed, "ok")
                 if isinstance(outcome, BaseException):
                     raise outcome
-                yield record(spec, outcome, tuple(sorted(observation.eval_steps)))
+                yield record(spec, outcome, tuple(sorted(observation.watch.eval_steps)))
         finally:
             self.closed += 1
 
@@ -93,11 +94,11 @@ def test_a_second_failure_takes_the_place_of_the_first(memory):
 def test_a_record_that_lacks_an_evaluation_is_made_again(memory):
     Runner(memory, Executor(_1="diverged"))(specs(0, 1))
     executor = Executor()
-    watching = Runner(memory, executor, Observation(eval_steps=frozenset({2, 4})))
+    watching = Runner(memory, executor, Observation(Watch(frozenset({2, 4}))))
     assert watching(specs(0, 1))[make_spec(0).key].eval_steps == (2, 4)
     assert executor.seen == [0]  # a diverged run has what it could have
     assert memory.get([make_spec(0).key])[make_spec(0).key].eval_steps == (2, 4)
-    fewer = Runner(memory, executor, Observation(eval_steps=frozenset({4})))
+    fewer = Runner(memory, executor, Observation(Watch(frozenset({4}))))
     assert fewer(specs(0))[make_spec(0).key].eval_steps == (2, 4) and executor.seen == [0]
 
 

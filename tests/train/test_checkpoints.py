@@ -14,6 +14,7 @@ from torch import nn
 
 from muonlab.errors import UsageError
 from muonlab.records.record import same_result
+from muonlab.records.watch import Watch
 from muonlab.train.checkpoint import KEEP, Checkpoints, restore_rng, rng_state
 from muonlab.train.loop import Interrupted, train
 
@@ -51,24 +52,26 @@ def stops_at(step):
 def whole(request, make_spec):
     """A spec and what it gives when nobody interrupts it."""
     spec = make_spec(NUM_STEPS, optimizer=request.param, seed=3)
-    return spec, train(spec, task=Noisy(), eval_steps=EVAL_STEPS)
+    return spec, train(spec, task=Noisy(), watch=Watch(frozenset(EVAL_STEPS)))
 
 
 @pytest.fixture
 def adamw(make_spec):
     spec = make_spec(NUM_STEPS, seed=3)
-    return spec, train(spec, task=Noisy(), eval_steps=EVAL_STEPS)
+    return spec, train(spec, task=Noisy(), watch=Watch(frozenset(EVAL_STEPS)))
 
 
 def interrupt(spec, checkpoints, step, eval_steps=EVAL_STEPS):
     """Run `step` more steps."""
     with pytest.raises(Interrupted):
-        train(spec, task=Noisy(), eval_steps=eval_steps, checkpoints=checkpoints, should_stop=stops_at(step))
+        train(
+            spec, task=Noisy(), watch=Watch(frozenset(eval_steps)), checkpoints=checkpoints, should_stop=stops_at(step)
+        )
 
 
 def go_on(spec, checkpoints, eval_steps=EVAL_STEPS):
     seen = []
-    record = train(spec, task=Noisy(), eval_steps=eval_steps, checkpoints=checkpoints, on_step=seen.append)
+    record = train(spec, task=Noisy(), watch=Watch(frozenset(eval_steps)), checkpoints=checkpoints, on_step=seen.append)
     return record, seen
 
 
@@ -266,7 +269,7 @@ def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_stays(adamw, tmp_pat
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # Python ignores the signal that comes with it
     try:
-        said = message(lambda: train(spec, task=Noisy(), eval_steps=EVAL_STEPS, checkpoints=checkpoints,
+        said = message(lambda: train(spec, task=Noisy(), watch=Watch(frozenset(EVAL_STEPS)), checkpoints=checkpoints,
                                      should_stop=stops_at(2)))  # fmt: skip
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

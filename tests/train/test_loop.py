@@ -14,6 +14,7 @@ from torch import nn
 from muonlab.errors import UsageError
 from muonlab.records import Record, Schedule
 from muonlab.records.record import same_result
+from muonlab.records.watch import Watch
 from muonlab.tasks.text import Text
 from muonlab.train.curves import CURVE_POINTS
 from muonlab.train.loop import train
@@ -166,7 +167,7 @@ def test_clip_bounds_the_gradient_norm_and_zero_is_no_bound(make_spec, clip, spe
 def test_divergence_is_recorded_before_the_update(make_spec, how, step, parts):
     replacement, reason = HOWS[how]
     task = Fails(step, replacement, parts)
-    record = train(make_spec(micro_batch_tokens=4 // parts, **PLAIN_SGD), task=task, eval_steps=(2, 4, 8))
+    record = train(make_spec(micro_batch_tokens=4 // parts, **PLAIN_SGD), task=task, watch=Watch(frozenset({2, 4, 8})))
     assert (record.outcome, record.diverged_step, record.final_loss) == ("diverged", step, None)
     assert record.error == f"{reason} {step}"
     assert record.tokens == 4 * (step - 1) and record.flops == 6.0 * record.tokens
@@ -185,7 +186,7 @@ def test_a_held_out_loss_that_is_not_finite_is_a_divergence_too(make_spec):
         def loss(self, model, batch):
             return model() + (batch.sum() if not torch.is_grad_enabled() else 0)
 
-    record = train(make_spec(), task=Overflows(), eval_steps=(2,))
+    record = train(make_spec(), task=Overflows(), watch=Watch(frozenset({2})))
     assert (record.outcome, record.diverged_step, record.final_loss) == ("diverged", 8, None)
     assert record.tokens == 32 and record.last_finite_loss == record.train_loss[-1] and "held-out" in record.error
     assert record.eval_loss == (math.inf,)
@@ -247,7 +248,7 @@ def test_a_task_that_holds_nothing_out_is_refused(make_spec):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_evaluations_on_the_way_change_nothing_else(make_spec, optimizer):
     spec = make_spec(optimizer=optimizer)
-    plain, watched = train(spec, task=Noisy()), train(spec, task=Noisy(), eval_steps=range(1, 9))
+    plain, watched = train(spec, task=Noisy()), train(spec, task=Noisy(), watch=Watch(frozenset(range(1, 9))))
     assert watched.eval_steps == tuple(range(1, 9)) and len(watched.eval_loss) == 8
     assert plain.eval_steps == ()
     assert same_result(without_curve(plain), without_curve(watched))

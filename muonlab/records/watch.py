@@ -1,0 +1,46 @@
+"""What is looked at while a run is made."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from muonlab.records.spec import RunSpec
+
+if TYPE_CHECKING:
+    from muonlab.records.record import Record
+
+__all__ = ["NOISE", "Series", "Watch"]
+
+CURVE_SPAN = 32  # a curve begins after this part of the run, and its points are evenly spaced in log tokens
+NOISE = ("noise.gradient_square", "noise.trace", "noise.gradient_nuclear", "noise.nuclear")
+
+
+class Series(NamedTuple):
+    """A quantity over a run; `values[i]` belongs to step `steps[i]`, or is the mean over the steps up to it."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is looked at while a run is made, without changing it: no part of its key."""
+
+    eval_steps: frozenset[int] = frozenset()  # after which the held-out loss is taken
+    curve_points: int = 0  # so many more, evenly spaced in log tokens, the last at the end of the run
+    noise: bool = False  # gradient noise, `NOISE`
+
+    def steps(self, spec: RunSpec) -> frozenset[int]:
+        """After which the held-out loss is taken, and what the task measures.
+
+        >>> spec = RunSpec(task="text", optimizer="muon", horizon_tokens=3200, batch_tokens=100)
+        >>> sorted(Watch(curve_points=6).steps(spec))
+        [1, 2, 4, 8, 16, 32]
+        """
+        last = max(1, self.curve_points - 1)
+        curve = {max(1, round(spec.num_steps * CURVE_SPAN ** (i / last - 1))) for i in range(self.curve_points)}
+        return self.eval_steps | frozenset(curve)
+
+    def seen_in(self, record: "Record") -> bool:
+        """Whether a record already holds everything that is asked for."""
+        noise = not self.noise or set(NOISE) <= set(record.probes)
+        return record.outcome == "diverged" or (noise and self.steps(record.spec) <= set(record.eval_steps))
