@@ -1,4 +1,4 @@
-"""Is a difference real, or surely small? The only place in muonlab that may say "better", or "no worse"."""
+"""Is a difference real, or surely small? The only place in muonlab that may judge "better", or "no worse"."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,20 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from muonlab.analyze.findings import Check, Contrast, Judgement, Paired, Speedup, SpeedupRow
+from muonlab.analyze.findings import Check, Contrast, Judgement, Paired, Speedup
 
 __all__ = [
     "KNOWN",
     "LEVEL",
     "Noise",
     "contrast",
+    "dominance",
     "judge",
     "judge_no_worse",
-    "ladder_verdict",
     "mean_interval",
     "paired",
     "pooled_noise",
     "student_errors",
-    "verdict",
     "withheld",
 ]
 
@@ -208,97 +207,17 @@ def withheld(checks: Sequence[Check]) -> list[Check]:
     return [check for check in checks if check.ok is False and check.name in WITHHOLDING]
 
 
-def verdict(
-    baseline: str,
-    contrasts: Mapping[str, Contrast],
-    speedups: Mapping[str, Speedup],
-    paired: Mapping[str, Paired],
-    checks: Sequence[Check],
-    *,
-    tuned: str = "tuned ",
-) -> str:
-    """One sentence per challenger and another where a margin was set, or why there is none.
+def dominance(gaps: Sequence[tuple[float, float]]) -> str:
+    """Of a challenger, from the logarithms of its times over the baseline's and half of their 95 % intervals.
 
-    `tuned` is said of the baseline; "" where that is not known.
+    Better at one number of devices is little: it dominates if it is at all of them.
+
+    >>> dominance([(-0.3, 0.1), (-0.2, 0.1)]), dominance([(-0.3, 0.1), (0.2, 0.1)]), dominance([(-0.3, 0.4)])
+    ('dominates', 'neither', 'unresolved')
     """
-    broken = withheld(checks)
-    if broken:
-        return f"Verdict withheld: {'; '.join(f'{check.name}: {check.detail}' for check in broken)}"
-    timed = not any(check.ok is False for check in checks if check.name == "wall_clock")
-    against = f"{tuned}{baseline}"
-    sentences = [_sentence(name, baseline, against, contrasts[name], speedups[name], timed) for name in contrasts]
-    sentences += [_margin_sentence(name, against, test) for name, test in paired.items() if test.no_worse is not None]
-    return " ".join(sentences)
-
-
-def ladder_verdict(baseline: str, rows: Sequence[SpeedupRow], checks: Sequence[Check]) -> str:
-    """One sentence per challenger: at how many sizes and lengths it is better, and how the speedup runs.
-
-    Where there is none, the rules that are broken: what was found of each, at every size, is too long for a sentence.
-    """
-    broken = [check.name for check in withheld(checks)]
-    if broken:
-        return f"Verdict withheld: {', '.join(broken)} {'is' if len(broken) == 1 else 'are'} broken."
-    names = dict.fromkeys(row.optimizer for row in rows)
-    return " ".join(_ladder_sentence(name, baseline, [row for row in rows if row.optimizer == name]) for name in names)
-
-
-def _ladder_sentence(name: str, baseline: str, rows: Sequence[SpeedupRow]) -> str:
-    counts = {kind: sum(row.judgement == kind for row in rows) for kind in ("better", "worse")}
-    resolved = [f"{kind} at {count}" for kind, count in counts.items() if count] or ["resolved at none"]
-    ends = [_place(row) for row in (rows[0], rows[-1]) if row.speedup is not None]
-    course = f": {' to '.join(ends)}" if ends else ""
-    return f"{name} against tuned {baseline}: {', '.join(resolved)} of {len(rows)} sizes and lengths{course}."
-
-
-def _place(row: SpeedupRow) -> str:
-    outside = ", extrapolated" if row.flag == "extrapolated" else ""
-    return f"{_factor('', row.speedup, row.low, row.high)} at {row.size} and {row.tokens:,.0f} tokens{outside}"
-
-
-def _sentence(name: str, baseline: str, against: str, test: Contrast, speedup: Speedup, timed: bool) -> str:
-    if test.judgement == "unresolved":
-        found = "no final losses to compare" if test.difference_nats is None else f"{test.difference_nats:+.3f} nats"
-        able = "" if test.resolvable_nats is None else f"; {test.resolvable_nats:.3f} could have been resolved"
-        return f"No difference between {name} and {baseline} was resolved ({found}{able})."
-    side = "lower" if test.judgement == "better" else "higher"
-    loss = f"final loss {side} by {abs(test.difference_nats or 0.0):.3f} nats at the same tokens"
-    if speedup.low is None and speedup.high is None:
-        return f"{name} is {test.judgement} than {against}: {loss}; how many tokens that saves cannot be told."
-    wall = f" and {_factor(speedup.bound, speedup.wall, speedup.wall_low, speedup.wall_high)} in wall-clock"
-    if speedup.wall is None or not timed:
-        wall = " (wall-clock could not be measured)"
-    return f"{name} is {test.judgement} than {against}: {speedup_text(speedup)} in tokens{wall}, {loss}."
-
-
-def _margin_sentence(name: str, against: str, test: Paired) -> str:
-    if test.num_lost or test.bound_nats is None:
-        found = f"{test.num_lost} of its seeds lost a run" if test.num_lost else f"{test.num_pairs} pairs of runs"
-    else:
-        found = f"paired over {test.num_pairs} seeds {test.difference_nats:+.4f}, at most {test.bound_nats:+.4f}"
-    claim = f"no worse than {against} by more than {test.margin_nats:g} nats"
-    if test.no_worse:
-        return f"{name} is {claim} ({found}; level {ONE_SIDED:.1%} one-sided)."
-    return f"It is not shown that {name} is {claim} ({found})."
-
-
-def speedup_text(speedup: Speedup) -> str:
-    """The figure with its interval as people write it.
-
-    >>> speedup_text(Speedup(tokens=1.4, low=1.2, high=None, wall=None, wall_low=None, wall_high=None, flag="",
-    ...                      horizon_tokens=1))
-    '1.40x [1.20, unbounded]'
-    """
-    if speedup.tokens is None:
-        return "speedup undefined"
-    outside = " (outside the baseline's horizons)" if speedup.flag == "censored" else ""
-    return _factor(speedup.bound, speedup.tokens, speedup.low, speedup.high) + outside
-
-
-def _factor(bound: str, value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
-        return "an undefined factor"
-    if bound:
-        return f"{bound} {value:.2f}x"
-    ends = ("0" if low is None else f"{low:.2f}", "unbounded" if high is None else f"{high:.2f}")
-    return f"{value:.2f}x [{', '.join(ends)}]"
+    if not gaps:
+        return "undefined"
+    ours, theirs = ([gap < -half for gap, half in gaps], [gap > half for gap, half in gaps])
+    if all(ours) or all(theirs):
+        return "dominates" if all(ours) else "is dominated"
+    return "neither" if any(ours) and any(theirs) else "unresolved"

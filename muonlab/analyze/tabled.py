@@ -17,10 +17,10 @@ from muonlab.analyze.significance import (
     mean_interval,
     paired,
     pooled_noise,
-    verdict,
     withheld,
 )
 from muonlab.analyze.speedups import speedup_row
+from muonlab.analyze.verdicts import verdict
 from muonlab.errors import UsageError
 
 __all__ = ["compare_runs"]

@@ -5,7 +5,21 @@ from typing import Annotated
 import typer
 
 import muonlab
-from muonlab.cli import asking, audit, bench, doctor, ladder, optimizers, recipe, runs, scaling, score, single, studies
+from muonlab.cli import (
+    asking,
+    audit,
+    batch,
+    bench,
+    doctor,
+    ladder,
+    optimizers,
+    recipe,
+    runs,
+    scaling,
+    score,
+    single,
+    studies,
+)
 
 __all__ = ["app"]
 
@@ -26,6 +40,7 @@ app.command("optimizers")(optimizers.optimizers)
 app.command("bench")(bench.bench)
 app.command("report")(studies.report)
 app.command("ladder")(ladder.ladder)
+app.command("batch")(batch.batch)
 app.command("ask")(asking.ask)
 app.command("tell")(asking.tell)
 app.command("speedup")(scaling.speedup)

@@ -12,7 +12,9 @@ import typer
 from muonlab.cli.laboratory import resolve_device
 from muonlab.errors import UsageError
 
-__all__ = ["check_out", "command_line", "count", "names", "numbers", "paths", "refuse_flags", "values"]
+__all__ = [
+    "check_out", "command_line", "count", "names", "numbers", "paths", "refuse_flags", "values", "whole_numbers",
+]  # fmt: skip
 
 SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 FLAGS = {  # also in files
@@ -22,6 +24,7 @@ FLAGS = {  # also in files
     "set": "settings",
     "margin": "margin_nats",
     "variant": "variants",
+    "latency": "latency_seconds",
 }
 
 
@@ -64,6 +67,17 @@ def numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(",") if part.strip()) if text is not None else None
     except ValueError:
         raise UsageError(f"{flag} wants numbers with commas between, got {text!r}") from None
+
+
+def whole_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
+    """Comma-separated whole numbers.
+
+    Raises   UsageError for anything else
+    """
+    found = numbers(flag, text)
+    if found is not None and any(not number.is_integer() for number in found):
+        raise UsageError(f"{flag} wants whole numbers with commas between, got {text!r}")
+    return None if found is None else tuple(map(int, found))
 
 
 def count(text: str, option: str) -> float:

@@ -1,18 +1,45 @@
-"""What the verbs of comparisons and ladders have in common: planned, run, kept, concluded and shown by their kind."""
+"""What the verbs of studies have in common: planned, run, kept, concluded and shown by their kind."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from muonlab.cli.arguments import check_out, command_line
 from muonlab.cli.laboratory import Laboratory, users_code
-from muonlab.cli.show import show_comparison, show_ladder, show_price
+from muonlab.cli.show import show_batch, show_comparison, show_ladder, show_price
 from muonlab.errors import UsageError
 
 __all__ = ["KINDS", "asked", "conclude_and_show", "evidence_of", "keep", "planned", "run"]
 
-KINDS = ("comparison", "ladder")
+KINDS = ("comparison", "ladder", "batch")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of study: how it is asked for, planned, kept, concluded and shown."""
+
+    config: Any
+    plan: Callable[[Any], Any]
+    evidence: Any
+    conclude: Callable[[Any, Any], Any]
+    show: Callable[..., None]
+
+
+def kind_of(name: str) -> Kind:
+    from muonlab.records import evidence
+    from muonlab.study import batch_plan, config, fairness, ladder_plan, plan
+
+    if name == "ladder":
+        return Kind(
+            config.LadderConfig, ladder_plan.plan_ladder, evidence.LadderEvidence, fairness.conclude_ladder, show_ladder
+        )
+    if name == "batch":
+        return Kind(
+            config.BatchConfig, batch_plan.plan_batch, evidence.BatchEvidence, fairness.conclude_batch, show_batch
+        )
+    return Kind(config.ComparisonConfig, plan.plan_comparison, evidence.Evidence, fairness.conclude, show_comparison)
 
 
 def planned(kind: str, chosen: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -20,15 +47,13 @@ def planned(kind: str, chosen: Mapping[str, Any]) -> tuple[Any, Any]:
 
     Raises   UsageError for what can't be run
     """
-    from muonlab.study.config import ComparisonConfig, LadderConfig, validated
-    from muonlab.study.ladder_plan import plan_ladder
-    from muonlab.study.plan import plan_comparison
+    from muonlab.study.config import validated
 
-    is_ladder = kind == "ladder"
-    config = validated(chosen, LadderConfig if is_ladder else ComparisonConfig)
+    what = kind_of(kind)
+    config = validated(chosen, what.config)
     with users_code():
-        plan = plan_ladder(config) if is_ladder else plan_comparison(config)
-    if not is_ladder and len(config.optimizers) < 2:
+        plan = what.plan(config)
+    if kind == "comparison" and len(config.optimizers) < 2:
         raise UsageError('a comparison needs at least two optimizers: optimizers = ["adamw", "muon"] or --optimizers')
     return config, plan
 
@@ -48,7 +73,8 @@ def run(kind: str, chosen: Mapping[str, Any], laboratory: Laboratory, out: Path,
     check_out(out)
     command = command_line()
     study = asked(config, plan, command)
-    evidence, outcome = laboratory.run(plan.protocol(study), price.likely_tokens)
+    watch = plan.watch if kind == "batch" else None
+    evidence, outcome = laboratory.run(plan.protocol(study), price.likely_tokens, watch)
     records, created = keep(laboratory.store_url, kind, config, study, evidence)
     conclude_and_show(kind, evidence, records, outcome.num_executed, out, created, command, json)
     if outcome.num_failed:
@@ -68,9 +94,7 @@ def keep(url: str, kind: str, config: Any, study: Mapping[str, Any], evidence: A
 
 def evidence_of(kind: str, saved: Mapping[str, Any]) -> Any:
     """The evidence that a store keeps, as what it was."""
-    from muonlab.records.evidence import Evidence, LadderEvidence
-
-    return (LadderEvidence if kind == "ladder" else Evidence).from_dict(saved)
+    return kind_of(kind).evidence.from_dict(saved)
 
 
 def conclude_and_show(
@@ -78,8 +102,5 @@ def conclude_and_show(
     **more: Any,
 ) -> None:  # fmt: skip
     """The finding as tables or JSON, with `more` at the top of the document, and as a page."""
-    from muonlab.study.fairness import conclude, conclude_ladder
-
-    if kind == "ladder":
-        return show_ladder(conclude_ladder(evidence, records), executed, out, created, command, json, **more)
-    show_comparison(conclude(evidence, records), executed, out, created, command, json, **more)
+    what = kind_of(kind)
+    what.show(what.conclude(evidence, records), executed, out, created, command, json, **more)

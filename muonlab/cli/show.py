@@ -9,7 +9,7 @@ from typing import Any
 from muonlab.cli.laboratory import print_json, users_code
 from muonlab.errors import UsageError
 
-__all__ = ["print_parts", "show_comparison", "show_ladder", "show_price", "show_record", "show_tuning"]
+__all__ = ["print_parts", "show_batch", "show_comparison", "show_ladder", "show_price", "show_record", "show_tuning"]
 
 RUN_SECONDS = 0.1  # a run's process and the reading of its data, beside the training (benchmarks/overhead.py)
 
@@ -59,6 +59,28 @@ def show_ladder(finding: Any, executed: int, out: Path, created: str, command: s
 
     print_parts(ladder_table(finding))
     _say_where(executed, out)
+
+
+def show_batch(finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any) -> None:
+    """The page in a file, and the finding as tables or as one JSON document with `more` on top."""
+    from muonlab.report import batch_page, page
+
+    _quieten()
+    page.write(out, batch_page.render(finding, created=created, command=command))
+    if json:
+        document = {"runs_executed": executed, "report": str(out), **asdict(finding)}
+        return print_json({**more, **document, "critical_batch": _critical_batch(finding)})
+    from muonlab.report.batch import batch_table
+
+    print_parts(batch_table(finding))
+    _say_where(executed, out)
+
+
+def _critical_batch(finding: Any) -> dict[str, Any]:
+    """By optimizer, at the hardest target that all reached."""
+    estimators = ("overhead", "sfo", "noise_scale", "nuclear_noise_scale")
+    own = [one for one in finding.critical if one.target == finding.hardest]
+    return {one.optimizer: {"target": one.target} | {e: asdict(getattr(one, e)) for e in estimators} for one in own}
 
 
 def _quieten() -> None:

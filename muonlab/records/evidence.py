@@ -10,7 +10,10 @@ from typing import Any
 
 from muonlab.records.spec import Value
 
-__all__ = ["Arm", "Cell", "Control", "Evidence", "Forecast", "LadderEvidence", "Move", "Rung", "Trial", "Tuning"]
+__all__ = [
+    "Arm", "BatchEvidence", "BatchPoint", "Cell", "Control", "Evidence", "Forecast", "LadderEvidence", "Move", "Rung",
+    "Trial", "Tuning",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +202,55 @@ class LadderEvidence:
             name: _tuples(values[name]) for name in ("ratios", "sensitive", "frozen", "tuning_seeds", "final_seeds")
         }
         return cls(**{**values, **plain, **parts})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPoint:
+    """One optimizer at one batch size."""
+
+    name: str
+    batch_tokens: int
+    predicted: Mapping[str, Value]  # settings that the rules give, from which the search went on
+    cell: Cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchEvidence:
+    """What a batch study did: every optimizer at every batch size, with a constant lr, as long as the targets took."""
+
+    task: str
+    baseline: str
+    optimizers: Mapping[str, str]  # name -> its name in the catalogue
+    batches: tuple[int, ...]  # tokens, ascending
+    reference: int  # the batch at which tuning began
+    targets: tuple[float, ...]  # held-out losses, from the easiest to the hardest
+    targets_given: bool  # False: taken from the baseline's curve at the reference batch
+    points: tuple[BatchPoint, ...]
+    tuning_seeds: tuple[int, ...] = ()
+    final_seeds: tuple[int, ...] = ()
+    max_runs: int = 0  # cap on the tuning runs of each optimizer at each batch
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def record_keys(self) -> tuple[str, ...]:
+        """Every record that played a part, each once."""
+        return tuple(dict.fromkeys(_keys(point.cell for point in self.points)))
+
+    def point(self, name: str, batch_tokens: int) -> BatchPoint:
+        """Raises   KeyError if there is none"""
+        for point in self.points:
+            if (point.name, point.batch_tokens) == (name, batch_tokens):
+                return point
+        raise KeyError((name, batch_tokens))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "BatchEvidence":
+        """Inverse of `to_dict`, also after a trip through JSON."""
+        points = tuple(BatchPoint(**{**point, "cell": _cell(point["cell"])}) for point in values["points"])
+        plain = {name: _tuples(values[name]) for name in ("batches", "targets", "tuning_seeds", "final_seeds")}
+        return cls(**{**values, **plain, "points": points})
 
 
 def _keys(cells: Iterable[Cell]) -> Iterable[str]:

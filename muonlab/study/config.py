@@ -13,8 +13,8 @@ from muonlab.errors import UsageError, unknown
 from muonlab.records.spec import Value, canonical_json
 
 __all__ = [
-    "ComparisonConfig", "LadderConfig", "StudyConfig", "flattened", "load_config", "parse_setting", "parse_variants",
-    "validated",
+    "BatchConfig", "ComparisonConfig", "LadderConfig", "StudyConfig", "flattened", "load_config", "parse_setting",
+    "parse_variants", "validated",
 ]  # fmt: skip
 
 VARIANT_NAME = re.compile(r"\w[\w.+-]*")
@@ -75,6 +75,22 @@ class LadderConfig(StudyConfig):
     insensitive_nats: float = Field(6.4e-3, ge=0)
 
 
+class BatchConfig(StudyConfig):
+    """Everything that defines a batch study."""
+
+    batches: tuple[int, ...] = ()  # tokens a step
+    reference: int | None = None  # of them, at which tuning begins; None = the middle one
+    targets: tuple[float, ...] = ()  # held-out losses; none = from the baseline's curve
+    horizon_tokens: int = Field(1_000_000, ge=1)  # of the first runs
+    most_horizons: float = Field(8.0, ge=1)  # the longest run, in lengths of the first
+    tune: tuple[str, ...] = Field(("opt.lr", "opt.weight_decay"), min_length=1)  # at the reference, with `retune`
+    retune: tuple[str, ...] = Field(("opt.lr", "opt.momentum", "opt.beta1"), min_length=1)  # at every batch size
+    num_seeds: int = Field(3, ge=2, le=100)
+    devices: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # of the model of the frontier
+    bandwidth: float = Field(1e10, gt=0)  # bytes per second
+    latency_seconds: float = Field(0.0, ge=0)
+
+
 Config = TypeVar("Config", bound=StudyConfig)
 
 
@@ -87,6 +103,10 @@ def validated(values: Mapping[str, Any], kind: type[Config] = ComparisonConfig) 
         raise UsageError(
             "a ladder has no one length: leave tokens out and give ratios of tokens to parameters, "
             "such as ratios = [1.0, 2.0, 4.0]"
+        )
+    if kind is BatchConfig and "batch_tokens" in values:
+        raise UsageError(
+            "a batch study has no one batch: leave batch_tokens out and give batches = [1024, 4096, 16384]"
         )
     for name in values:
         if name not in kind.model_fields:

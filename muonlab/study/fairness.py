@@ -3,15 +3,17 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from muonlab.analyze import batch, ladder
 from muonlab.analyze import comparison as analysis
-from muonlab.analyze import ladder
+from muonlab.analyze.batch import BatchFinding
 from muonlab.analyze.findings import Check, Comparison
 from muonlab.analyze.ladder import LadderFinding
-from muonlab.analyze.significance import ladder_verdict, verdict, withheld
+from muonlab.analyze.significance import withheld
+from muonlab.analyze.verdicts import batch_verdict, ladder_verdict, verdict
 from muonlab.records import Record
-from muonlab.records.evidence import Arm, Cell, Evidence, LadderEvidence
+from muonlab.records.evidence import Arm, BatchEvidence, Cell, Evidence, LadderEvidence
 
-__all__ = ["check", "conclude", "conclude_ladder"]
+__all__ = ["check", "conclude", "conclude_batch", "conclude_ladder"]
 
 Records = Mapping[str, Record]
 Rule = Callable[[Evidence, Records], Check]
@@ -42,6 +44,44 @@ def conclude_ladder(evidence: LadderEvidence, records: Records) -> LadderFinding
     if withheld(checks):
         rows = tuple(replace(row, judgement="withheld") for row in rows)
     return replace(finding, rows=rows, checks=checks, verdict=ladder_verdict(evidence.baseline, rows, checks))
+
+
+def conclude_batch(evidence: BatchEvidence, records: Records) -> BatchFinding:
+    """The whole finding of a batch study: analysis, checks, verdict."""
+    finding = batch.analyze(evidence, records)
+    arms = {
+        name: Arm(name=name, optimizer=optimizer, cells=tuple(evidence.point(name, b).cell for b in evidence.batches))
+        for name, optimizer in evidence.optimizers.items()
+    }
+    runs = Evidence(
+        task=evidence.task, baseline=evidence.baseline, arms=arms, tuning_seeds=evidence.tuning_seeds,
+        horizon_tokens=evidence.point(evidence.baseline, evidence.reference).cell.horizon_tokens,
+        final_seeds=evidence.final_seeds, max_runs=evidence.max_runs,
+    )  # fmt: skip
+    rules: tuple[Rule, ...] = (_complete, _same_conditions, _fresh_seeds, _converged, _interior)
+    checks = (*(rule(runs, records) for rule in rules), _constant_lr(runs, records), _reached(finding))
+    ratios = finding.token_ratio
+    if withheld(checks):
+        ratios = tuple(replace(one, judgement=one.judgement and "withheld") for one in ratios)
+    return replace(finding, token_ratio=ratios, checks=checks, verdict=batch_verdict(finding, checks))
+
+
+def _constant_lr(evidence: Evidence, records: Records) -> Check:
+    """Time to a target may be read off a curve only where no schedule decays."""
+    specs = [records[key].spec for _, cell in _cells(evidence) for key in cell.keys]
+    kinds = sorted({spec.schedule.kind for spec in specs})
+    parts = sorted({spec.averaging for spec in specs})
+    over = ", ".join(f"{part:.0%}" for part in parts)
+    detail = f"{'/'.join(kinds)} lr, losses of the weights averaged over the last {over} of the tokens so far"
+    return Check(name="constant_lr", ok=kinds == ["constant"], detail=detail)
+
+
+def _reached(finding: BatchFinding) -> Check:
+    missed = [f"{t.target:g} by {t.optimizer} at {t.batch_tokens:,}" for t in finding.times if t.flag == "unreached"]
+    detail = (
+        f"not reached: {', '.join(missed)}" if missed else "every target was reached by every seed at every batch size"
+    )
+    return Check(name="reached", ok=not missed, detail=detail)
 
 
 def _over_sizes(rule: Rule, evidence: LadderEvidence, records: Records) -> Check:

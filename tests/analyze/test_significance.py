@@ -18,9 +18,9 @@ from muonlab.analyze.significance import (
     paired,
     pooled_noise,
     student_errors,
-    verdict,
     withheld,
 )
+from muonlab.analyze.verdicts import verdict
 
 X = [2.31, 2.27, 2.40, 2.22, 2.35]
 Y = [2.52, 2.33, 2.61, 2.47, 2.70, 2.39, 2.58]
