@@ -28,6 +28,7 @@ class Kind:
 
 
 def kind_of(name: str) -> Kind:
+    """The kind of that name, of KINDS."""
     from muonlab.records import evidence
     from muonlab.study import batch_plan, config, fairness, ladder_plan, plan
 

@@ -17,13 +17,13 @@ from muonlab.study.protocol import Protocol, gather, remembering
 from muonlab.study.trials import Settings
 from muonlab.study.tune import TuningRules, tune
 
-__all__ = ["BatchRules", "batch_sweep", "rescaled"]
+__all__ = ["LEAST_STEPS", "BatchRules", "batch_sweep", "rescaled"]
 
-TARGET_FRACTIONS = (0.25, 0.5, 0.8)  # of the baseline's run at the reference batch, where no targets are given; ours
+TARGET_FRACTIONS = (0.2, 0.4, 0.7)  # of the baseline's run at the reference batch, where no targets are given; ours
 MARGIN = 0.85  # of a run, within which its pilot must reach the hardest target, so that other seeds do too; ours
 LR_STEP = 2.0  # between the values that a search around a predicted lr tries
 LEAST_BETA2, MOST_BETA2 = 0.8, 0.9999
-WINDOW_STEPS = 8  # of the shortest run at a batch size
+LEAST_STEPS = 8  # of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,21 +169,24 @@ class _Sweep:
         self.points[name, batch] = BatchPoint(name=name, batch_tokens=batch, predicted=dict(predicted), cell=cell)
 
     def _long_enough(self, base: RunSpec) -> Protocol[RunSpec]:
-        """A pilot on the first tuning seed, doubled until it reaches the hardest target well before its end."""
+        """As long as a pilot on the first tuning seed takes to the hardest target, and some: doubled, or halved."""
         longest = self.rules.most_horizons * self.bases[self.rules.baseline].horizon_tokens
         while True:
             spec = base.set({"seed": self.rules.tuning.seeds[0]})
             record = (yield [spec])[spec.key]
-            tokens = reached(record, self.targets[-1]).tokens
-            enough = tokens is not None and tokens <= MARGIN * base.horizon_tokens
-            if enough or 2 * base.horizon_tokens > longest or record.outcome != "ok":
+            tokens, length = reached(record, self.targets[-1]).tokens, base.horizon_tokens
+            if tokens is not None and tokens <= MARGIN * length:
+                while tokens <= MARGIN * length / 2 and length / 2 >= LEAST_STEPS * base.batch_tokens:
+                    length //= 2
+                return self._lasting(base, length)
+            if 2 * length > longest or record.outcome != "ok":
                 return base
-            base = self._lasting(base, 2 * base.horizon_tokens)
+            base = self._lasting(base, 2 * length)
 
     def _lasting(self, base: RunSpec, tokens: int) -> RunSpec:
         """The same run for so many tokens, in whole batches, with as many tokens of warmup as the first."""
         first = self.bases[self.rules.baseline]
-        steps = max(WINDOW_STEPS, round(tokens / base.batch_tokens))
+        steps = max(LEAST_STEPS, round(tokens / base.batch_tokens))
         warmup = first.schedule.warmup_fraction * first.horizon_tokens / (steps * base.batch_tokens)
         horizon = steps * base.batch_tokens
         return base.set({"horizon_tokens": horizon, "schedule.warmup_fraction": min(1.0, float(f"{warmup:.6g}"))})

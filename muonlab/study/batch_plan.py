@@ -10,7 +10,7 @@ from muonlab.records import RunSpec
 from muonlab.records.evidence import BatchEvidence
 from muonlab.records.spec import Value
 from muonlab.records.watch import Watch
-from muonlab.study.batch import BatchRules, batch_sweep
+from muonlab.study.batch import LEAST_STEPS, BatchRules, batch_sweep
 from muonlab.study.config import BatchConfig, ComparisonConfig, StudyConfig, validated
 from muonlab.study.plan import base_specs, check_tunable, conventions, named, starts_of, tuning_rules
 from muonlab.study.price import Part, Price, num_configurations
@@ -21,7 +21,6 @@ from muonlab.tasks import catalog as tasks
 __all__ = ["BatchPlan", "plan_batch"]
 
 WATCH = Watch(curve_points=32, noise=True)
-LEAST_STEPS = 8  # of a run of the first length
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from muonlab.errors import UsageError
 from muonlab.optim import catalog as optimizers
 from muonlab.optim.engine import Engine
 from muonlab.records import Record, RunSpec
-from muonlab.records.watch import Watch
+from muonlab.records.watch import NOISE, Watch
 from muonlab.tasks import catalog as tasks
 from muonlab.tasks.base import Task
 from muonlab.train.averaging import Average
@@ -237,7 +237,10 @@ class _Run:
             train_loss=losses,
             eval_steps=tuple(step for step, _ in self.eval_curve),
             eval_loss=tuple(loss for _, loss in self.eval_curve),
-            probes={name: thinned_series(points) for name, points in self.probes.items()},
+            probes={
+                name: thinned_series(self.probes.get(name, []))
+                for name in dict.fromkeys((*self.probes, *(NOISE if self.with_noise else ())))
+            },
             diverged_step=self.diverged_step,
             last_finite_loss=self.losses[-1] if diverged and self.losses else None,
             error=self.reason,
