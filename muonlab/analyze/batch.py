@@ -12,7 +12,7 @@ from muonlab.analyze.critical_batch import (
     Estimate,
     TokenCurve,
     noise_scale,
-    overhead_batch,
+    overhead_batches,
     sfo_minimum,
     token_optimal,
 )
@@ -74,6 +74,7 @@ class CriticalBatch:
     optimizer: str
     target: float
     overhead: Estimate  # 20 % more tokens than the fewest
+    doubling: Estimate  # twice as many: what the noise scale estimates
     sfo: Estimate  # fewest tokens
     noise_scale: Estimate
     nuclear_noise_scale: Estimate
@@ -243,13 +244,14 @@ def _critical(
         [[t for t in one.by_seed if t is not None] for one in own],
         tokens_noise(evidence, name, target, records),
     )
-    overhead, fit = overhead_batch(curve)
+    overhead, doubling, fit = overhead_batches(curve)
     runs = [records[key] for batch in evidence.batches for key in evidence.point(name, batch).cell.keys]
     simple, nuclear = _scales(runs, target)
     return CriticalBatch(
         optimizer=name,
         target=target,
         overhead=overhead,
+        doubling=doubling,
         sfo=sfo_minimum(curve),
         noise_scale=simple,
         nuclear_noise_scale=nuclear,

@@ -17,7 +17,7 @@ __all__ = [
     "TokenCurve",
     "fit_overhead",
     "noise_scale",
-    "overhead_batch",
+    "overhead_batches",
     "sfo_minimum",
     "token_optimal",
 ]  # fmt: skip
@@ -77,6 +77,10 @@ class OverheadFit:
     critical: float
     power: float
 
+    def batch(self, overhead: float) -> float:
+        """The batch that takes so much more than the least tokens: 1.0 is twice as many."""
+        return self.critical * (overhead / OVERHEAD) ** (1.0 / self.power)
+
     def tokens(self, batches: Array) -> Array:
         return self.least * (1.0 + OVERHEAD * (batches / self.critical) ** self.power)
 
@@ -129,17 +133,18 @@ def _fits(batches: Array, logs: Array, errors: Array) -> list[OverheadFit]:
     return [OverheadFit(float(x), float(c), float(p)) for x, (c, p) in zip(least, np.exp(theta), strict=True)]
 
 
-def overhead_batch(curve: TokenCurve) -> tuple[Estimate, OverheadFit | None]:
-    """The batch that takes 20 % more tokens than the fewest, that is 20 % more steps than linear scaling.
+def overhead_batches(curve: TokenCurve) -> tuple[Estimate, Estimate, OverheadFit | None]:
+    """The batches that take 20 % and 100 % more tokens than the fewest, that is steps than linear scaling.
 
-    Its interval is by parametric bootstrap of the means, whose noise is that of the seeds or, if larger, what the fit
+    Intervals are by parametric bootstrap of the means, whose noise is that of the seeds or, if larger, what the fit
     leaves unexplained. Undefined with fewer than three batches.
 
-    Source   the definition: Zhang et al. 2024 (2410.21676)
+    Source   20 %: Zhang et al. 2024 (2410.21676); 100 %: B_crit of McCandlish et al. 2018, which the noise scale
+             estimates
     Differs  from theirs in the fit, `fit_overhead`, and in having an interval
     """
     if len(curve.batches) < MIN_BATCHES or curve.noise.degrees < 1:
-        return UNDEFINED, None
+        return UNDEFINED, UNDEFINED, None
     errors = np.maximum(curve.errors, 1e-4)
     fit = fit_overhead(curve.batches, curve.logs, errors)
     left = (np.log(fit.tokens(curve.batches)) - curve.logs) / errors
@@ -148,7 +153,10 @@ def overhead_batch(curve: TokenCurve) -> tuple[Estimate, OverheadFit | None]:
     smooth = np.log(fit.tokens(curve.batches))
 
     replicates = _fits(curve.batches, smooth + _drawn(curve.noise, errors), errors)
-    return _within(curve.batches, fit.critical, [one.critical for one in replicates]), fit
+    found = [
+        _within(curve.batches, fit.batch(more), [one.batch(more) for one in replicates]) for more in (OVERHEAD, 1.0)
+    ]
+    return found[0], found[1], fit
 
 
 def sfo_minimum(curve: TokenCurve) -> Estimate:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from muonlab.cli import options as opt
+from muonlab.cli import pilot
 from muonlab.cli.arguments import names, numbers, paths, values, whole_numbers
 from muonlab.cli.laboratory import Laboratory
 from muonlab.cli.protocols import run
@@ -55,6 +56,10 @@ def batch(
         int | None,
         typer.Option("--max-runs", min=1, help="Cap on tuning runs, per optimizer and batch size.", show_default="80"),
     ] = None,
+    predict: Annotated[
+        bool,
+        typer.Option("--predict", help="Only a short pilot: recommend a batch size for a run of --tokens."),
+    ] = False,
     devices: Annotated[
         str | None,
         typer.Option(
@@ -100,4 +105,6 @@ def batch(
     }  # fmt: skip
     chosen = values(config, flags, settings, precision, compile)
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
+    if predict:
+        return pilot.predict(chosen, laboratory, json, dry_run)
     run("batch", chosen, laboratory, out or Path("muonlab-batch.html"), json, dry_run)

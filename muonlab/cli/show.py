@@ -78,7 +78,7 @@ def show_batch(finding: Any, executed: int, out: Path, created: str, command: st
 
 def _critical_batch(finding: Any) -> dict[str, Any]:
     """By optimizer, at the hardest target that all reached."""
-    estimators = ("overhead", "sfo", "noise_scale", "nuclear_noise_scale")
+    estimators = ("overhead", "doubling", "sfo", "noise_scale", "nuclear_noise_scale")
     own = [one for one in finding.critical if one.target == finding.hardest]
     return {one.optimizer: {"target": one.target} | {e: asdict(getattr(one, e)) for e in estimators} for one in own}
 

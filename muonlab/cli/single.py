@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 Result = TypeVar("Result")
+NOISE_COST = 0.02
 START = "torchrun --nproc-per-node 4 -m muonlab train ..."
 
 
@@ -96,7 +97,7 @@ def _spec(chosen: dict[str, Any], eval_every: int, noise: bool) -> "tuple[RunSpe
     with users_code():
         (spec,) = base_specs(config.model_copy(update={"settings": settings})).values()
     eval_steps = range(eval_every, spec.num_steps + 1, eval_every) if eval_every else ()
-    return spec, Watch(frozenset(eval_steps), noise=noise)
+    return spec, Watch(frozenset(eval_steps), noise_cost=NOISE_COST if noise else 0.0)
 
 
 def _run(spec: "RunSpec", watch: "Watch", laboratory: Laboratory, json: bool, executor: Any = None) -> int:

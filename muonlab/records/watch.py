@@ -27,7 +27,7 @@ class Watch:
 
     eval_steps: frozenset[int] = frozenset()  # after which the held-out loss is taken
     curve_points: int = 0  # so many more, evenly spaced in log tokens, the last at the end of the run
-    noise: bool = False  # gradient noise, `NOISE`
+    noise_cost: float = 0.0  # part of the arithmetic that may go into gradient noise, `NOISE`; 0 = not measured
 
     def steps(self, spec: RunSpec) -> frozenset[int]:
         """After which the held-out loss is taken, and what the task measures.
@@ -42,5 +42,5 @@ class Watch:
 
     def seen_in(self, record: "Record") -> bool:
         """Whether a record already holds everything that is asked for."""
-        noise = not self.noise or set(NOISE) <= set(record.probes)
+        noise = not self.noise_cost or set(NOISE) <= set(record.probes)
         return record.outcome == "diverged" or (noise and self.steps(record.spec) <= set(record.eval_steps))

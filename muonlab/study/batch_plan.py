@@ -18,9 +18,9 @@ from muonlab.study.protocol import Protocol
 from muonlab.study.space import check_names, coordinates
 from muonlab.tasks import catalog as tasks
 
-__all__ = ["BatchPlan", "plan_batch"]
+__all__ = ["BatchPlan", "at_batch", "plan_batch"]
 
-WATCH = Watch(curve_points=32, noise=True)
+WATCH = Watch(curve_points=32, noise_cost=0.02)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def plan_batch(config: BatchConfig) -> BatchPlan:
     reference = config.reference or batches[(len(batches) - 1) // 2]
     if reference not in batches:
         raise UsageError(f"the reference batch {reference} must be one of --batches {','.join(map(str, batches))}")
-    asked, found = named(_at_reference(config, reference))
+    asked, found = named(at_batch(config, reference))
     bases = base_specs(asked)
     first = next(iter(bases.values()))
     _check_batches(batches, first, config.most_horizons)
@@ -115,8 +115,8 @@ def _check_batches(batches: Sequence[int], first: RunSpec, most_horizons: float)
             task.check(batch // unit)
 
 
-def _at_reference(config: BatchConfig, reference: int) -> ComparisonConfig:
-    """What a comparison at the reference batch would be asked as, with a constant lr and averaged weights."""
+def at_batch(config: BatchConfig, batch: int) -> ComparisonConfig:
+    """What a comparison at that batch would be asked as, with a constant lr and averaged weights."""
     kind = config.settings.get("schedule.kind", "constant")
     if kind != "constant":
         raise UsageError(f"time to a loss is read off a curve, so lr must not decay: leave schedule.kind {kind} out")
@@ -126,6 +126,4 @@ def _at_reference(config: BatchConfig, reference: int) -> ComparisonConfig:
     settings = {
         "schedule.warmup_fraction": 0.05, "averaging": 0.05, **config.settings, "schedule.kind": "constant",
     }  # fmt: skip
-    return validated(
-        {**shared, "batch_tokens": reference, "settings": settings, "horizon_tokens": config.horizon_tokens}
-    )
+    return validated({**shared, "batch_tokens": batch, "settings": settings, "horizon_tokens": config.horizon_tokens})

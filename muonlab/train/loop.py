@@ -58,7 +58,7 @@ def train(
     Raises   UsageError for a spec that can't be run; Interrupted when `should_stop` says so
     """
     task = task or tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
-    run, eval_steps = _Run(spec, task, ranks, watch.noise), watch.steps(spec)
+    run, eval_steps = _Run(spec, task, ranks, watch.noise_cost), watch.steps(spec)
     if checkpoints and (found := checkpoints.newest()) and run.goes_on_from(found.values, watch):
         run.load(found.values, checkpoints.tensors(found, place_for(run.model)))
     saved = time.monotonic()
@@ -88,7 +88,7 @@ class _Run:
     spec: RunSpec
     task: Task
     ranks: Alone
-    with_noise: bool
+    noise_cost: float
     step: int = 0
     losses: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
@@ -117,7 +117,7 @@ class _Run:
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.average = Average(self.model, spec.averaging) if spec.averaging else None
-        self.noise = self._noise_probe() if self.with_noise else None
+        self.noise = self._noise_probe() if self.noise_cost else None
         self.spread: nn.Module = spread
         self.forward: nn.Module = torch.compile(spread) if spec.compile else spread
         if self.ranks.data_rank:  # other dropout than that of the first
@@ -176,7 +176,7 @@ class _Run:
         if self.ranks.world_size > 1:
             raise UsageError("gradient noise is measured in one process: leave --noise out under torchrun")
         per_token = tasks.flops_per_token(self.task, self.model)
-        return NoiseProbe(self.optimizer, self.samples, self.task.tokens_per_sample, per_token)
+        return NoiseProbe(self.optimizer, self.samples, self.task.tokens_per_sample, per_token, self.noise_cost)
 
     def _small_gradients(self, start: int) -> dict[Tensor, Tensor]:
         """Of the first few samples of a batch, by parameter; whatever this draws, the run draws again."""
@@ -239,7 +239,7 @@ class _Run:
             eval_loss=tuple(loss for _, loss in self.eval_curve),
             probes={
                 name: thinned_series(self.probes.get(name, []))
-                for name in dict.fromkeys((*self.probes, *(NOISE if self.with_noise else ())))
+                for name in dict.fromkeys((*self.probes, *(NOISE if self.noise_cost else ())))
             },
             diverged_step=self.diverged_step,
             last_finite_loss=self.losses[-1] if diverged and self.losses else None,
@@ -268,7 +268,7 @@ class _Run:
             "rng": [state for _, state in sorted(dict(generators).items())],  # by data rank
             "curves": [self.losses, self.step_seconds, [list(point) for point in self.eval_curve]],
             "probes": {name: [list(point) for point in points] for name, points in self.probes.items()},
-            "with_noise": self.with_noise,
+            "noise_cost": self.noise_cost,
             "seconds": [self.earlier_seconds + time.perf_counter() - self.started, self.eval_seconds],
             "num_observations": self.num_observations,
         }, tensors
@@ -281,7 +281,7 @@ class _Run:
         if values["key"] != self.spec.key:
             raise UsageError("the checkpoint belongs to another run: remove it or choose another --artifacts folder")
         taken = {step for step, _ in values["curves"][2]}
-        if watch.noise and not values.get("with_noise"):
+        if watch.noise_cost != values.get("noise_cost", 0.0):
             return False
         return all(step > values["step"] or step in taken for step in watch.steps(self.spec))
 

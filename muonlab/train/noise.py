@@ -17,7 +17,6 @@ from muonlab.roles import Role
 __all__ = ["NoiseProbe", "noise_estimates"]
 
 SMALL_SHARE = 16  # a small batch is this part of a batch
-COST = 0.02  # of a step, by the arithmetic: how much is spent on it on average
 POLAR_FLOPS = 2 * YOUJIACHENG_6.num_steps * 6  # for a matrix of n x m, m <= n: this times n m^2, for two factors
 MATRICES = (Role.HIDDEN, Role.CONV, Role.EXPERT)
 
@@ -48,7 +47,7 @@ def noise_estimates(small: float, large: float, small_square: float, large_squar
 class NoiseProbe:
     """What two gradients of the same weights tell: that of a batch, and that of a small part of it, passed once more.
 
-    Measured at so few steps that it costs about COST of the arithmetic; from a batch of a single sample, never.
+    Measured at so few steps that it costs about `cost` of the arithmetic; from a batch of a single sample, never.
 
     Math     in SGD's geometry `noise_estimates`. In Muon's, with the rest R of the batch (B - b tokens) and matrices
              scaled as `update_scale` has it: signal = sum <G_b, polar(G_R)>, noise = sum |G_b - G_R|_* / sqrt(1 / b +
@@ -60,17 +59,19 @@ class NoiseProbe:
              noise to fall as 1 / sqrt(b), as that of Gaussian noise does
     """
 
-    def __init__(self, optimizer: Engine, samples: int, tokens_per_sample: int, flops_per_token: float) -> None:
+    def __init__(
+        self, optimizer: Engine, samples: int, tokens_per_sample: int, flops_per_token: float, cost: float
+    ) -> None:
         self.small = max(1, samples // SMALL_SHARE)
         self.sizes = (self.small * tokens_per_sample, samples * tokens_per_sample)
         self.groups = [group for group in optimizer.param_groups if group["role"] in MATRICES]
-        self.every = self._every(flops_per_token) if samples > 1 else 0
+        self.every = self._every(flops_per_token, cost) if samples > 1 else 0
 
-    def _every(self, flops_per_token: float) -> int:
+    def _every(self, flops_per_token: float, cost: float) -> int:
         shapes = [block.shape for group in self.groups for p in group["params"] for block in blocks_of(p.shape, group)]
         work = sum(math.prod(shape) * min(shape[-2:]) for shape in shapes) * POLAR_FLOPS
         small, large = self.sizes
-        return math.ceil((small / large + work / (flops_per_token * large)) / COST)
+        return math.ceil((small / large + work / (flops_per_token * large)) / cost)
 
     def is_due(self, step: int) -> bool:
         return bool(self.every) and step % self.every == 0

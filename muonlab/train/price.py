@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -10,14 +11,25 @@ from muonlab.records import RunSpec
 from muonlab.tasks import catalog as tasks
 from muonlab.train.batches import to_device
 
-__all__ = ["estimate_seconds"]
+__all__ = ["Prices", "estimate_seconds", "timed"]
 
 TRIAL_TOKENS = 2048  # of the batch that is timed; the rest of a batch is taken to cost in proportion
 MIN_REPEATS, TRIAL_SECONDS = 2, 0.5
 
 
+class Prices(NamedTuple):
+    step_seconds: float
+    evaluation_seconds: float
+
+
 def estimate_seconds(spec: RunSpec) -> float:
-    """Seconds of one run with one thread: steps and final evaluation, from a small batch and one optimizer step.
+    """Seconds of one run with one thread: steps and final evaluation."""
+    step, evaluation = timed(spec)
+    return spec.num_steps * step + evaluation
+
+
+def timed(spec: RunSpec) -> Prices:
+    """One step and one evaluation with one thread, from a small batch and one optimizer step.
 
     Eager and in fp32, whatever the spec says. A few seconds at most, unless one sample takes longer.
     """
@@ -39,7 +51,7 @@ def estimate_seconds(spec: RunSpec) -> float:
         optimizer.observe(num_samples=spec.batch_tokens)
         step = _seconds(optimizer.step)
         share = spec.batch_tokens / (samples * task.tokens_per_sample)
-        return spec.num_steps * (gradient * share + step) + _evaluation_seconds(task, model, spec)
+        return Prices(gradient * share + step, _evaluation_seconds(task, model, spec))
     finally:
         torch.set_num_threads(threads)
 
