@@ -28,7 +28,7 @@ TOLERANCE = 0.05  # of tokens, within which a larger batch counts as no dearer; 
 REPLICATES = 400
 MIN_BATCHES = 3  # with a target reached, for any fit
 FREE_FROM = 5  # batches from which the exponent of the fit is free; with fewer it is 1
-POWER_SD = 0.3  # of the logarithm of the power before any data; ours
+POWER_SD = 0.5  # of the logarithm of the power before any data; ours
 GAUSS_NEWTON_STEPS = 12
 MOST_BEYOND = 8.0  # a fit says nothing beyond the measured batches by more than this factor; ours
 

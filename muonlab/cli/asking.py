@@ -3,7 +3,7 @@
 import json as jsonlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,17 +19,21 @@ from muonlab.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from muonlab.records import Record, RunSpec, Store
+    from muonlab.records.watch import Watch
 
 __all__ = ["ask", "tell"]
 
 TOLD = (
     "loss", "outcome", "diverged_step", "wall_seconds", "step_seconds", "flops", "params", "train_steps", "train_loss",
-    "environment",
+    "eval_steps", "eval_loss", "environment",
 )  # fmt: skip
+KIND_BY_KEY = {"sizes": "ladder", "batches": "batch"}  # of a study file that names no kind
 
 
 def ask(
-    study: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="Study file; kind = comparison or ladder.")],
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY.toml", help="Study file; kind = comparison, ladder or batch.")
+    ],
     store: opt.StoreUrl = opt.DEFAULT_STORE,
     out: opt.Out = None,
     json: opt.Json = False,
@@ -40,23 +44,26 @@ def ask(
     trained elsewhere is external:NAME.
     """
     from muonlab.execute.asking import Asked, AskingExecutor
+    from muonlab.execute.executor import Observation
     from muonlab.execute.runner import Runner
     from muonlab.records.store import Store
+    from muonlab.records.watch import Watch
     from muonlab.study.protocol import drive
 
     chosen = values(study, {}, None, None, False)
-    kind = chosen.pop("kind", "ladder" if "sizes" in chosen else "comparison")
+    kind = chosen.pop("kind", next((k for key, k in KIND_BY_KEY.items() if key in chosen), "comparison"))
     if kind not in KINDS:
         raise unknown("kind of study", kind, KINDS)
     config, plan = planned(kind, chosen)
     command = f"muonlab ask {study}"
     wanted = asked(config, plan, command)
+    watch = replace(plan.watch, noise_cost=0.0) if kind == "batch" else Watch()
     with Store(store) as opened:
         try:
-            evidence = drive(plan.protocol(wanted), Runner(opened, AskingExecutor()))
+            evidence = drive(plan.protocol(wanted), Runner(opened, AskingExecutor(), Observation(watch)))
         except Asked as missing:
             opened.request(missing.specs)
-            return _show(missing.specs, store, json)
+            return _show(missing.specs, watch, store, json)
     records, _ = keep(store, kind, config, wanted, evidence)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     target = out or Path(f"muonlab-{kind}.html")
@@ -91,7 +98,7 @@ def tell(
             return _tell_many(many, opened)
         record = _record(opened.requested(str(key)), _told(_read(str(result)), str(result)))
         _agree(record, opened)
-        opened.put(record)
+        opened.put(record, replace=bool(record.eval_steps))  # a curve may be told later
     loss = "" if record.final_loss is None else f", loss {record.final_loss:g}"
     print(f"run {record.key[:12]} is {record.outcome}{loss}")
 
@@ -114,7 +121,7 @@ def _tell_many(path: str, store: "Store") -> None:
             _agree(record, store)
         except UsageError as error:
             raise UsageError(f"{path} line {number}: {error}; nothing was taken") from None
-    new = sum(store.put(record) for record in found.values())
+    new = sum(store.put(record, replace=bool(record.eval_steps)) for record in found.values())
     print(f"{len(found)} results, {new} of them new")
 
 
@@ -128,8 +135,8 @@ def _agree(record: "Record", store: "Store") -> None:
         )
 
 
-def _show(specs: tuple["RunSpec", ...], store: str, json: bool) -> None:
-    runs = [_run(spec) for spec in specs]
+def _show(specs: tuple["RunSpec", ...], watch: "Watch", store: str, json: bool) -> None:
+    runs = [_run(spec, watch) for spec in specs]
     if json:
         return print_json({"done": False, "runs": runs})
     from muonlab.report.tables import requests_table
@@ -140,7 +147,7 @@ def _show(specs: tuple["RunSpec", ...], store: str, json: bool) -> None:
     print("then ask again. --json prints them for a script.")
 
 
-def _run(spec: "RunSpec") -> dict[str, Any]:
+def _run(spec: "RunSpec", watch: "Watch") -> dict[str, Any]:
     """What a trainer has to know of a run."""
     from muonlab.optim import catalog
     from muonlab.study.space import with_defaults
@@ -158,8 +165,10 @@ def _run(spec: "RunSpec") -> dict[str, Any]:
         "num_steps": spec.num_steps,
         "seed": spec.seed,
         "schedule": {f.name: getattr(spec.schedule, f.name) for f in fields(spec.schedule)},
+        "averaging": spec.averaging,
         "clip": spec.clip,
         "precision": spec.precision,
+        "eval_steps": sorted(watch.steps(spec)),
     }
 
 
@@ -215,6 +224,8 @@ def _record(spec: "RunSpec", told: Mapping[str, Any]) -> Any:
             diverged_step=told.get("diverged_step"),
             train_steps=tuple(told.get("train_steps", ())),
             train_loss=tuple(map(float, told.get("train_loss", ()))),
+            eval_steps=tuple(told.get("eval_steps", ())),
+            eval_loss=tuple(map(float, told.get("eval_loss", ()))),
             wall_seconds=float(told.get("wall_seconds", 0.0)),
             step_seconds=None if told.get("step_seconds") is None else float(told["step_seconds"]),
             flops=float(told.get("flops", 0.0)),

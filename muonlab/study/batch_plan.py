@@ -78,6 +78,9 @@ def plan_batch(config: BatchConfig) -> BatchPlan:
         raise UsageError("a batch study needs at least three batch sizes, such as --batches 1024,4096,16384")
     if twins := [batch for batch in batches if batches.count(batch) > 1]:
         raise UsageError(f"batch {twins[0]} is given twice in --batches: leave one out")
+    for name, counts in (("batches", batches), ("devices", config.devices)):
+        if min(counts, default=1) < 1:
+            raise UsageError(f"{name} must be at least 1, got {min(counts)}")
     if any(not 0 < target < float("inf") for target in config.targets):
         raise UsageError("targets must be losses above 0, such as --targets 2.5,2.2")
     reference = config.reference or batches[(len(batches) - 1) // 2]

@@ -12,7 +12,8 @@ __all__ = ["Average"]
 class Average:
     """A running mean of a model's weights over about the last `fraction` of the steps so far, at any time.
 
-    Math     mean_t = mean_{t-1} + (g + 1) / (t + g) (w_t - mean_{t-1}), g = 1 / fraction - 1: step s weighs about s^g.
+    Math     mean_t = mean_{t-1} + (g + 1) / (t + g) (w_t - mean_{t-1}), g = 1 / fraction - 1: step s weighs about s^g,
+             so that the last fraction has 0.63 to 0.67 of the weight.
              What it is over grows with the run, so that it depends neither on the horizon nor on the batch
     Units    means are kept in float32, or in float64 for weights in it. Buffers are those of the last weights
     Source   Shamir, Zhang 2013, "Stochastic gradient descent for non-smooth optimization", polynomial decay averaging
