@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need first.
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-dist test-gpu test-triton test-integrations lint setup mutants calibrate bench ladder
-.PHONY: ladder-page routes clean
+.PHONY: ladder-page batch batch-page routes clean
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
@@ -54,6 +54,15 @@ bench: $(READY)  ## the optimizers against their peers; overhead of the training
 ladder: $(READY)  ## the ladder of studies/ladder.toml, about an hour on two cores, and its results page
 	.venv/bin/muonlab ladder text --config studies/ladder.toml --store ladder.db
 	$(PYTHON) studies/ladder.py --store ladder.db
+
+batch: $(READY)  ## the batch studies of studies/batch*.toml, about two hours on two cores, and their results page
+	.venv/bin/muonlab batch text --config studies/batch.toml --store batch.db
+	.venv/bin/muonlab batch text-synthetic --config studies/batch_synthetic.toml --store batch.db
+	.venv/bin/muonlab batch text --config studies/batch_layernorm.toml --store batch.db
+	$(PYTHON) studies/batch.py --store batch.db
+
+batch-page: $(READY)  ## docs/batch_results.md again, from studies/batch_results.json.gz
+	$(PYTHON) studies/batch.py
 
 ladder-page: $(READY)  ## docs/ladder_results.md again, from studies/ladder_results.json.gz
 	$(PYTHON) studies/ladder.py

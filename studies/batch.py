@@ -1,0 +1,214 @@
+"""The batch studies of studies/batch*.toml: keep their results, and write docs/batch_results.md from those.
+
+muonlab batch text --config studies/batch.toml --store batch.db
+muonlab batch text-synthetic --config studies/batch_synthetic.toml --store batch.db
+muonlab batch text --config studies/batch_layernorm.toml --store batch.db
+python studies/batch.py --store batch.db      # also keeps the results in studies/batch_results.json.gz
+python studies/batch.py                       # writes the page again, from the file alone
+"""
+
+import argparse
+import gzip
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from muonlab.analyze.batch import BatchFinding
+from muonlab.analyze.critical_batch import Estimate
+from muonlab.cli.arguments import values
+from muonlab.records import Record
+from muonlab.records.evidence import BatchEvidence
+from muonlab.records.record import json_text
+from muonlab.records.store import Store
+from muonlab.report.text import show
+from muonlab.study.config import BatchConfig, validated
+from muonlab.study.fairness import conclude_batch
+
+HERE = Path(__file__).parent
+RESULTS, PAGE = HERE / "batch_results.json.gz", HERE.parent / "docs" / "batch_results.md"
+STUDIES = {  # file -> task, and what the page says it is
+    "batch": ("text", "Code: the sources of Python's standard library"),
+    "batch_synthetic": ("text-synthetic", "Another distribution: an invented language"),
+    "batch_layernorm": ("text", "Another architecture: LayerNorm and GELU, tied, on the same code"),
+}
+
+
+def config_of(name: str) -> BatchConfig:
+    return validated({**values(HERE / f"{name}.toml", {}, None, None, False), "task": STUDIES[name][0]}, BatchConfig)
+
+
+def keep(url: str) -> None:
+    """The studies that a store has, with their records; of tuning runs without curves."""
+    kept = json.loads(gzip.decompress(RESULTS.read_bytes())) if RESULTS.exists() else {}
+    with Store(url, read_only=True) as store:
+        known = {row.key: row for row in store.studies()}
+        for name in STUDIES:
+            if (row := known.get(config_of(name).key)) is None:
+                continue
+            saved = store.study(row.key)
+            evidence = BatchEvidence.from_dict(saved.result)
+            records = store.get(evidence.record_keys())
+            final = {key for point in evidence.points for key in point.cell.keys}
+            plain = [record.to_dict() for record in records.values()]
+            for one in plain:
+                one |= {"train_steps": [], "train_loss": []}
+                if one["key"] not in final:
+                    one |= {"eval_steps": [], "eval_loss": [], "probes": {}}
+            kept[name] = {"created": saved.created, "evidence": evidence.to_dict(), "records": plain}
+    RESULTS.write_bytes(gzip.compress(json_text(kept).encode(), mtime=0))
+
+
+def kept() -> dict[str, tuple[BatchFinding, dict[str, Record], str]]:
+    found = {}
+    for name, study in json.loads(gzip.decompress(RESULTS.read_bytes())).items():
+        records = {record.key: record for record in map(Record.from_dict, study["records"])}
+        evidence = BatchEvidence.from_dict(study["evidence"])
+        found[name] = (conclude_batch(evidence, records), records, study["created"])
+    return {name: found[name] for name in STUDIES if name in found}
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
+    heads = list(heads)
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
+
+
+def interval(low: float | None, high: float | None, kind: str = ".2f") -> str:
+    if low is None and high is None:
+        return "-"
+    return f"[{'0' if low is None else format(low, kind)}, {'unbounded' if high is None else format(high, kind)}]"
+
+
+def estimate(one: Estimate) -> str:
+    if one.value is None:
+        return "-"
+    sign = {"above": "> ", "below": "< "}.get(one.flag, "")
+    return f"{sign}{one.value:,.0f} {interval(one.low, one.high, ',.0f')}"
+
+
+def section(name: str, finding: BatchFinding, records: dict[str, Record], created: str) -> list[str]:
+    environment, first = finding.environment, next(iter(records.values())).spec
+    minutes = sum((r.step_seconds or 0.0) * r.spec.num_steps for r in records.values()) / 60
+    return [
+        f"## {STUDIES[name][1]}",
+        "",
+        f"**{finding.verdict}**",
+        "",
+        f"`studies/{name}.toml`: {finding.num_runs} runs, {show(finding.total_tokens, 'tokens')} tokens, {minutes:.0f} "
+        f"minutes of one core in all, {created[:10]}, {environment.get('cpu', environment.get('machine'))}, torch "
+        f"{first.torch}, fp32.",
+        "",
+        "### Token ratio",
+        "",
+        *ratios(finding),
+        "### Critical batch",
+        "",
+        *critical(finding),
+        "### Time on more devices",
+        "",
+        *dominance(finding),
+        "### Settings",
+        "",
+        *settings(finding),
+        "### Checks",
+        "",
+        *table(("rule", "", "found"), ((c.name, "ok" if c.ok else "**broken**", c.detail) for c in finding.checks)),
+    ]
+
+
+def ratios(finding: BatchFinding) -> list[str]:
+    times = {(t.optimizer, t.batch_tokens, t.target): t for t in finding.times}
+    body = []
+    for one in finding.token_ratio:
+        pair = [times[name, one.batch_tokens, one.target] for name in (finding.baseline, one.optimizer)]
+        said = [
+            show(t.tokens, "tokens") if t.tokens else f"not reached in {show(t.horizon_tokens, 'tokens')}" for t in pair
+        ]
+        ratio = "-" if one.ratio is None else f"{one.ratio:.2f} {interval(one.low, one.high)}"
+        body.append((f"{one.target:g}", f"{one.batch_tokens:,}", *said, ratio, one.judgement or one.detail))
+    names = (finding.baseline, *(n for n in finding.optimizers if n != finding.baseline))
+    heads = ("target", "batch", *(f"tokens, {name}" for name in names), "ratio, 95 %", "")
+    lines = table(heads, body)
+    for one in finding.trends:
+        slope = "undefined" if one.slope is None else f"{one.slope:+.3f} {interval(one.low, one.high, '+.3f')}"
+        lines.append(f"* {one.target:g}: log ratio per doubling of the batch {slope}: {one.verdict}.")
+    return [*lines, ""]
+
+
+def critical(finding: BatchFinding) -> list[str]:
+    body = [
+        (
+            one.optimizer, f"{one.target:g}", estimate(one.overhead), estimate(one.sfo), estimate(one.doubling),
+            estimate(one.noise_scale), estimate(one.nuclear_noise_scale),
+            "-" if one.token_optimal is None else f"{one.token_optimal:,.0f}",
+        )
+        for one in finding.critical
+    ]  # fmt: skip
+    heads = (
+        "optimizer", "target", "20 % more tokens", "fewest tokens", "twice the tokens", "noise scale",
+        "nuclear noise scale", "within 5 % of the fewest, at most",
+    )  # fmt: skip
+    return table(heads, body)
+
+
+def dominance(finding: BatchFinding) -> list[str]:
+    model = finding.device_model
+    body = []
+    for one in finding.dominance:
+        times = (
+            f"{d}: {show(theirs, 'seconds')} / {show(ours, 'seconds')}"
+            for d, ours, theirs in zip(one.devices, one.seconds, one.baseline_seconds, strict=True)
+        )
+        body.append((one.optimizer, f"{one.target:g}", "; ".join(times), one.verdict))
+    return [
+        f"More than one device is modelled: {model.bandwidth:g} bytes a second between them, "
+        f"{model.latency_seconds:g} s latency, no overlap; gradients of a model this small cost nothing to exchange.",
+        "",
+        *table(("", "target", f"devices: {finding.baseline} / it", "verdict"), body),
+    ]
+
+
+def settings(finding: BatchFinding) -> list[str]:
+    body = []
+    for one in finding.settings:
+        changed = (
+            f"{name} {show(one.predicted[name], 'value')}"
+            + ("" if value == one.predicted[name] else f" -> **{show(value, 'value')}**")
+            for name, value in one.chosen.items()
+        )
+        step = show(one.step_seconds, "seconds")
+        body.append(
+            (one.optimizer, f"{one.batch_tokens:,}", ", ".join(changed), show(one.horizon_tokens, "tokens"), step)
+        )
+    return table(("optimizer", "batch", "by rule -> by search", "length", "step"), body)
+
+
+def page(found: dict[str, tuple[BatchFinding, dict[str, Record], str]]) -> str:
+    lines = [
+        "# Batch size on small decoders",
+        "",
+        "Measured by muonlab. Written by `make batch-page` from `studies/batch_results.json.gz`, which holds every",
+        "run; `make batch` makes the runs again. What the words mean is in [batch size](batch.md).",
+        "",
+        "Every model here is tiny, and so are its batches: a critical batch of some hundred tokens is that of a loss",
+        "which a decoder of 42 thousand parameters reaches in some hundred thousand tokens. Gradient noise grows as",
+        "the loss falls; what the shapes of these curves say may hold at scale, their numbers will not.",
+        "",
+    ]
+    for name, (finding, records, created) in found.items():
+        lines += section(name, finding, records, created)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", help="take the studies of this store")
+    arguments = parser.parse_args()
+    if arguments.store:
+        keep(arguments.store)
+    PAGE.write_text(page(kept()))
+
+
+if __name__ == "__main__":
+    main()
