@@ -23,6 +23,7 @@ from muonlab.execute.executor import Observation
 from muonlab.execute.local import LocalExecutor
 from muonlab.optim import catalog as optimizers
 from muonlab.records import RunSpec
+from muonlab.records.watch import Watch
 from muonlab.study.config import validated
 from muonlab.study.plan import base_specs
 from muonlab.tasks import catalog as tasks
@@ -80,6 +81,22 @@ def loop_rows() -> list[dict[str, Any]]:
     return rows
 
 
+def noise_rows() -> list[dict[str, Any]]:
+    """Wall time of training with gradient noise measured over that without, evaluation aside."""
+    rows = []
+    for name, width, batch in (("adamw", 32, 1024), ("muon", 32, 1024), ("muon", 64, 4096), ("muon", 128, 8192)):
+        spec = spec_of(name, 64, **{"task.width": width}).set({"batch_tokens": batch, "horizon_tokens": 64 * batch})
+        watches = Watch(), Watch(noise_cost=0.02)
+        pairs = []
+        for _ in range(REPEATS):
+            records = [train(spec, watch=watch) for watch in watches]
+            pairs.append([record.wall_seconds - record.eval_seconds for record in records])
+        ratios = sorted(watched / plain for plain, watched in pairs)
+        what = f"gradient noise measured, {name}, width {width}, {batch} tokens a step"
+        rows.append({"what": what, "ratio_of_seconds": median(ratios), "spread": [ratios[1], ratios[-2]]})
+    return rows
+
+
 def worker_row() -> dict[str, Any]:
     """Throughput of 2 workers x 1 thread against 1 worker x 1 thread on a queue of equal runs."""
     specs = [spec_of("muon", 96).set({"seed": seed}) for seed in range(8)]
@@ -119,7 +136,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [command_row(), *loop_rows(), child_row(), worker_row()]
+    rows = [command_row(), *loop_rows(), *noise_rows(), child_row(), worker_row()]
     for row in rows:
         print({k: round(value, 4) if isinstance(value, float) else value for k, value in row.items()}, file=sys.stderr)
     document = json.dumps({"environment": environment("cpu"), "system": platform.platform(), "rows": rows}, indent=1)
