@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["estimate_words", "noise_scales", "rates", "ratios", "tokens", "token_ticks"]
+__all__ = ["estimate_words", "noise_scales", "rates", "ratios", "token_ticks", "tokens"]
 
 Looks = Mapping[str, Look]
 
@@ -42,12 +42,13 @@ def _tokens(finding: BatchFinding, target: float, look: Looks, pixels: tuple[flo
 
     def paint(figure: "Figure") -> None:
         axes, span = _batch_axes(figure, finding, pixels, f"loss {target:g}")
-        for name, shift in dodge(look, span, pixels[0], 12.0).items():
+        for name, shift in dodge(look, span, pixels[0], 6.0).items():
             own = [one for one in times if one.optimizer == name]
             _paint_times(axes, own, look[name], shift)
             critical = next(c for c in finding.critical if (c.optimizer, c.target) == (name, target))
-            _paint_fit(axes, critical, own, look[name], shift)
-        _mark_critical(axes, finding, target, look)
+            _paint_fit(axes, critical, own, look[name])
+        axes.margins(y=0.09)
+        _mark_critical(axes, [one for one in finding.critical if one.target == target], look)
         token_ticks(axes.yaxis, axes.get_ylim())
         axes.set_ylabel("tokens to the loss")
 
@@ -72,29 +73,24 @@ def _paint_times(axes: "Axes", times: Sequence[TimeToTarget], look: Look, shift:
         fill = "white" if one.flag else look.colour
         axes.plot([x], [y], look.marker, ms=7, mfc=fill, mec=look.colour if one.flag else "white", mew=1.2, zorder=6)
         if one.flag:
-            sign, up = ("^", 9) if missed else ("v", -9)
             axes.annotate(
-                "", (x, y), (0, 2 * up), textcoords="offset points", zorder=5,
+                "", (x, y), (0, 18 if missed else -18), textcoords="offset points", zorder=5,
                 arrowprops={"arrowstyle": "<-", "color": look.colour, "lw": 1.1, "shrinkA": 0, "shrinkB": 4},
             )  # fmt: skip
 
 
-def _paint_fit(
-    axes: "Axes", critical: CriticalBatch, times: Sequence[TimeToTarget], look: Look, shift: float
-) -> None:  # fmt: skip
+def _paint_fit(axes: "Axes", critical: CriticalBatch, times: Sequence[TimeToTarget], look: Look) -> None:
     """The fit where the critical batch is one of its parameters, else from mean to mean; thin: linear scaling."""
     import numpy as np
 
     fit = fit_of(critical)
     if fit is None:
-        known = [(one.batch_tokens * shift, one.tokens) for one in times if not one.flag]
-        axes.plot(
-            *zip(*known or [(math.nan, math.nan)], strict=True), color=look.colour, ls=look.dash, lw=0.9, alpha=0.6
-        )
+        x = [one.batch_tokens for one in times if not one.flag]
+        axes.plot(x, [one.tokens for one in times if not one.flag], color=look.colour, ls=look.dash, lw=0.8, alpha=0.6)
         return
     least, at, power = fit
     x = np.geomspace(critical.batches[0], critical.batches[-1], 60)
-    axes.plot(x * shift, least * (1 + OVERHEAD * (x / at) ** power), color=look.colour, ls=look.dash, lw=1.4, zorder=3)
+    axes.plot(x, least * (1 + OVERHEAD * (x / at) ** power), color=look.colour, ls=look.dash, lw=1.4, zorder=3)
     axes.axhline(least, color=look.colour, lw=0.7, alpha=0.6, zorder=2)
 
 
@@ -106,17 +102,16 @@ def fit_of(critical: CriticalBatch) -> tuple[float, float, float] | None:
     return parts
 
 
-def _mark_critical(axes: "Axes", finding: BatchFinding, target: float, look: Looks) -> None:
+def _mark_critical(axes: "Axes", found: Sequence[CriticalBatch], look: Looks) -> None:
     """Dropped from the fit to the lower edge."""
-    low, _ = axes.get_ylim()
-    for one in finding.critical:
-        fit = fit_of(one) if one.target == target else None
+    low, high = axes.get_ylim()
+    for one in found:
+        fit, colour = fit_of(one), look[one.optimizer].colour
         if fit is not None:
             least, at, _ = fit
-            colour = look[one.optimizer].colour
             axes.plot([at, at], [low, least * (1 + OVERHEAD)], color=colour, lw=1.1, ls=(0, (1.5, 1.5)), zorder=2)
             axes.plot([at], [low], "v", ms=7, color=colour, mec="white", clip_on=False, zorder=7)
-    axes.set_ylim(bottom=low)
+    axes.set_ylim(low, high)
 
 
 def ratios(finding: BatchFinding, look: Looks) -> list[Drawing]:

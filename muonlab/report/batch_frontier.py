@@ -1,5 +1,6 @@
 """Figures of a batch study beside those over the batch: critical batches in rows, and the compute-time frontier."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ from muonlab.analyze.critical_batch import Estimate
 from muonlab.analyze.frontier import FrontierPoint
 from muonlab.report.axes import WIDTH, frame, log_ticks, note, panel_size, row_axes, set_ticks
 from muonlab.report.batch_figures import BEYOND, estimate_words, token_ticks
-from muonlab.report.canvas import INK, MUTED, RULE, Drawing, Look, draw
+from muonlab.report.canvas import INK, RULE, Drawing, Look, draw
 from muonlab.report.text import is_undefined, shorten, show
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def _paint_critical(
     known = [one.value for *_, one in rows if not is_undefined(one.value)]
     limits = min(*known, finding.batches[0]) / BEYOND, max(*known, finding.batches[-1]) * BEYOND
     axes.set(xscale="log", xlim=limits)
+    axes.tick_params(axis="y", pad=9)  # clear of arrow heads
     axes.axvspan(finding.batches[0], finding.batches[-1], color=RULE, alpha=0.35, lw=0, zorder=0)
     for y, (name, field, one) in enumerate(rows):
         if field == next(iter(ESTIMATORS)):
@@ -98,8 +100,11 @@ def _frontier(
         for one in points:
             if not one.on_frontier:
                 axes.plot([one.devices], [one.seconds], ".", ms=4, color=look[one.optimizer].colour, alpha=0.35)
-        for i, (name, own) in enumerate(best.items()):
-            _paint_frontier(axes, own, look[name], above=i == 0)
+        for name, own in best.items():
+            _paint_frontier(axes, own, look[name])
+        ordered = sorted((own for own in best.values() if own), key=_pace)
+        for own, up in zip((ordered[-1], *ordered[:-1][:1]), (8, -8), strict=False):
+            _name_batches(axes, own, look[own[0].optimizer].colour, up)
         devices = sorted({one.devices for one in points})
         axes.set_xlim(devices[0] / 1.35, devices[-1] * 1.35)
         set_ticks(axes.xaxis, devices, [f"{d:,}" for d in devices], pixels[0] / 40)
@@ -114,16 +119,23 @@ def _frontier(
     return draw(f"frontier {target:g}", pixels, alt, paint)
 
 
-def _paint_frontier(axes: "Axes", points: Sequence[FrontierPoint], look: Look, above: bool) -> None:
-    """Named by the batch size where it changes."""
+def _pace(points: Sequence[FrontierPoint]) -> float:
+    """What orders lines from the fastest to the slowest, whatever devices they have."""
+    return sum(math.log(one.seconds * one.devices) for one in points) / len(points)
+
+
+def _paint_frontier(axes: "Axes", points: Sequence[FrontierPoint], look: Look) -> None:
     axes.plot([p.devices for p in points], [p.seconds for p in points], color=look.colour, ls=look.dash, lw=1.3)
-    last = None
     for one in points:
         fill = "white" if one.modelled else look.colour
         axes.plot([one.devices], [one.seconds], look.marker, ms=7, mfc=fill, mec=look.colour, mew=1.3, zorder=5)
-        if one.batch_tokens != last:
+
+
+def _name_batches(axes: "Axes", points: Sequence[FrontierPoint], colour: str, up: float) -> None:
+    """Where the batch size changes, so many pixels above the point."""
+    for before, one in zip((None, *points), points, strict=False):
+        if before is None or one.batch_tokens != before.batch_tokens:
             axes.annotate(
-                f"{one.batch_tokens:,}", (one.devices, one.seconds), (0, 8 if above else -8), fontsize=9, ha="center",
-                va="bottom" if above else "top", textcoords="offset points", color=look.colour, zorder=6,
+                f"{one.batch_tokens:,}", (one.devices, one.seconds), (0, up), textcoords="offset points", ha="center",
+                va="bottom" if up > 0 else "top", fontsize=9, color=colour, zorder=6,
             )  # fmt: skip
-        last = one.batch_tokens

@@ -35,7 +35,7 @@ def render(finding: BatchFinding, *, created: str, command: str = "") -> str:
         coordinates=_coordinates(finding),
         best=_best(finding, names),
         devices=sorted({d for one in finding.dominance for d in one.devices}),
-        modelled=sorted({one.devices for one in finding.frontier if one.modelled}),
+        modelled=sorted({one.devices for one in finding.frontier if one.modelled and one.devices > 1}),
         figures={
             "tokens": batch_figures.tokens(finding, look),
             "ratios": batch_figures.ratios(finding, look),
