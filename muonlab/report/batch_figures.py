@@ -1,10 +1,10 @@
 """Figures of a batch study against the batch size: tokens to a loss, their ratio, gradient noise, settings."""
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from muonlab.analyze.batch import BatchFinding, CriticalBatch
+from muonlab.analyze.batch import BatchFinding, BatchSettings, CriticalBatch, TokenRatio
 from muonlab.analyze.critical_batch import OVERHEAD, Estimate
 from muonlab.analyze.reaching import TimeToTarget
 from muonlab.report.axes import dodge, factor_ticks, frame, log_ticks, panel_size, set_ticks
@@ -123,8 +123,14 @@ def ratios(finding: BatchFinding, look: Looks) -> list[Drawing]:
     return [_ratios(finding, target, look, pixels, limits) for target in finding.targets]
 
 
-def _factor(one: Any, shift: float = 1.0) -> Factor:
-    return Factor(one.batch_tokens * shift, one.ratio, one.low, one.high, one.judgement in ("better", "worse"))
+def _factor(one: TokenRatio, shift: float = 1.0) -> Factor:
+    resolved = one.judgement in ("better", "worse")
+    return _closed(Factor(one.batch_tokens * shift, one.ratio, one.low, one.high, resolved))
+
+
+def _closed(one: Factor) -> Factor:
+    """Without an interval, not with one that is open on both sides."""
+    return replace(one, low=one.value, high=one.value) if one.low is None and one.high is None else one
 
 
 def _ratios(
@@ -177,8 +183,10 @@ def _noise(finding: BatchFinding, kind: str, title: str, look: Looks, limits: tu
         axes.set_ylim(limits)
         axes.plot(span, span, color=INK, lw=0.7, alpha=0.5, zorder=1)
         for name, shift in dodge(look, span, pixels[0], 12.0).items():
-            factors = [(one.batch_tokens * shift, getattr(one, kind)) for one in own[name]]
-            paint_factors(axes, [Factor(x, e.value, e.low, e.high, True) for x, e in factors if e.value], look[name])
+            known = [
+                (o.batch_tokens * shift, getattr(o, kind)) for o in own[name] if getattr(o, kind).value is not None
+            ]
+            paint_factors(axes, [_closed(Factor(x, e.value, e.low, e.high, True)) for x, e in known], look[name])
         token_ticks(axes.yaxis, limits)
         axes.set_ylabel("tokens")
 
@@ -208,7 +216,7 @@ def _lr(settings: Mapping[str, Any]) -> float | None:
 
 
 def _rates(
-    finding: BatchFinding, name: str, ones: Sequence[Any], look: Look, pixels: tuple[float, float]
+    finding: BatchFinding, name: str, ones: Sequence[BatchSettings], look: Look, pixels: tuple[float, float]
 ) -> Drawing:  # fmt: skip
     points = [(one.batch_tokens, one.predicted[LR], one.chosen[LR]) for one in ones]
     parts = [f"{show(rule, 'value')}, {show(chosen, 'value')} at {batch:,}" for batch, rule, chosen in points]

@@ -95,7 +95,7 @@ def _frontier(
     alt = f"Shortest time to a held-out loss of {target:g} against the number of devices: {'; '.join(parts)}."
 
     def paint(figure: "Figure") -> None:
-        axes = frame(figure, left=58)
+        axes = frame(figure, left=68)
         axes.set(xscale="log", yscale="log")
         for one in points:
             if not one.on_frontier:
