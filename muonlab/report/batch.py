@@ -125,15 +125,15 @@ def _frontier(finding: BatchFinding) -> RenderableType:
 
 
 def _devices(finding: BatchFinding) -> str:
-    """Which numbers of devices are measured, which modelled, and by what."""
+    """Which numbers of devices are modelled, not run, and by what."""
     model = finding.device_model
-    modelled = sorted({one.devices for one in finding.frontier if one.modelled})
+    modelled = sorted({one.devices for one in finding.frontier if one.modelled and one.devices > 1})
     if not modelled:
-        return "All times are measured, on one device."
+        return "No time on more than one device is known."
     return (
         f"Modelled, not run: {', '.join(map(str, modelled))} devices. A step on d of them takes what one device takes "
-        f"for 1/d of the batch, and a ring all-reduce of float32 gradients at {show(model.bandwidth, 'rate')} plus "
-        f"{show(model.latency_seconds, 'seconds')}, one after the other."
+        f"for 1/d of the batch, then a ring all-reduce of float32 gradients at {show(model.bandwidth, 'rate')} with "
+        f"{show(model.latency_seconds, 'seconds')} of latency; nothing overlaps."
     )
 
 

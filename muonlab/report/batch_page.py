@@ -35,6 +35,7 @@ def render(finding: BatchFinding, *, created: str, command: str = "") -> str:
         coordinates=_coordinates(finding),
         best=_best(finding, names),
         devices=sorted({d for one in finding.dominance for d in one.devices}),
+        measured=any(not one.modelled for one in finding.frontier),
         modelled=sorted({one.devices for one in finding.frontier if one.modelled and one.devices > 1}),
         figures={
             "tokens": batch_figures.tokens(finding, look),
