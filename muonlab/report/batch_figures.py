@@ -228,8 +228,8 @@ def _rates(
         axes.plot(batches, chosen, color=look.colour, ls=look.dash, lw=1, alpha=0.5, zorder=2)
         for batch, before, after in points:
             axes.plot([batch, batch], [before, after], color=look.colour, lw=1.1, zorder=3)
-            axes.plot([batch], [after], look.marker, ms=6, color=look.colour, mec="white", zorder=5)
-            axes.plot([batch], [before], look.marker, ms=9, mfc="none", mec=look.colour, mew=1.3, zorder=6)
+            axes.plot([batch], [after], look.marker, ms=6, color=look.colour, zorder=5)
+            axes.plot([batch], [before], look.marker, ms=10.5, mfc="none", mec=look.colour, mew=1.3, zorder=6)
         low, high = min(rule + chosen) / 1.5, max(rule + chosen) * 1.5
         axes.set_ylim(low, high)
         ticks = log_ticks(low, high)

@@ -182,7 +182,7 @@ def test_settings_that_the_search_left_are_told_from_those_it_kept():
     rows = re.findall(r"<tr.*?</tr>", table(page_of(make_batch), 8), re.DOTALL)[1:]
     moved = [row for row in rows if "→" in row]
     assert len(rows) == 21 and len(moved) == 3 * 2 and all(".chosen['opt.lr']" in unescaped(row) for row in moved)
-    assert sum("edge: opt.lr" in row and "capped" in row for row in rows) == 3
+    assert sum("edge:&nbsp;opt.lr" in row and "capped" in row for row in rows) == 3
 
 
 def unescaped(html: str) -> str:
