@@ -144,6 +144,17 @@ def test_a_batch_study_tells_what_is_modelled_and_how():
     assert not re.search(r"better|worse|grows|dominates", held_back) and "2.6 muon withheld 1: 0.62x" in held_back
 
 
+def test_names_in_a_batch_study_are_text_not_markup():
+    base, name = make_batch(), "[red]x[/red]\x1b[31m"
+    parts = ("times", "token_ratio", "trends", "critical", "settings", "frontier", "dominance")
+    renamed = {
+        part: tuple(replace(one, optimizer=name) if one.optimizer == "muon" else one for one in getattr(base, part))
+        for part in parts
+    }
+    text = printed(batch_table(replace(base, optimizers=("adamw", name, "lion"), **renamed)), 120)
+    assert text.count("[red]x") > 5 and "\x1b" not in text
+
+
 def test_a_batch_study_lists_settings_that_stay_once():
     text = words(printed(batch_table(make_batch()), 100))
     assert text.count("opt.momentum 0.95") == 1 and "muon all opt.weight_decay 0.1, opt.momentum 0.95 1,024" in text
