@@ -6,9 +6,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from muonlab.analyze.ladder import LadderFinding
-from muonlab.analyze.significance import withheld
 from muonlab.records.spec import Value
-from muonlab.report.layout import cell, clean, grid, spaced
+from muonlab.report.layout import cell, clean, grid, reasons, spaced
 from muonlab.report.tables import checks_table
 from muonlab.report.text import plural, show
 
@@ -19,7 +18,7 @@ def ladder_table(finding: LadderFinding) -> list[RenderableType]:
     """The finding, verdict first: what `ladder` prints when the runs are done."""
     return spaced(
         Text(clean(finding.verdict), style="bold"),
-        *_reasons(finding),
+        *reasons(finding.checks),
         _rungs(finding),
         _settings_table(finding),
         _sensitivity(finding),
@@ -32,12 +31,6 @@ def ladder_table(finding: LadderFinding) -> list[RenderableType]:
             style="dim",
         ),
     )
-
-
-def _reasons(finding: LadderFinding) -> list[RenderableType]:
-    """Why a verdict is withheld, a line for each size; nothing where it is not."""
-    found = [f"- {check.name}, {part}" for check in withheld(finding.checks) for part in check.detail.split("; ")]
-    return [Text(clean("\n".join(found)))] if found else []
 
 
 def _rungs(finding: LadderFinding) -> RenderableType:

@@ -5,13 +5,13 @@ from typing import Any
 
 from muonlab.analyze.ladder import LadderFinding
 from muonlab.report import ladder_figures, ladder_settings
+from muonlab.report.axes import COLUMNS, marks
 from muonlab.report.canvas import looks_of
 from muonlab.report.page import document
 from muonlab.report.text import is_undefined
 
 __all__ = ["render"]
 
-COLUMNS = {1: "one", 2: "two", 4: "two"}  # of panels in a row, by how many there are; three for any other number
 LEAST_HEAT, MOST_HEAT = 0.06, 0.5  # opacity of a cell's shade
 
 
@@ -28,7 +28,7 @@ def render(finding: LadderFinding, *, created: str, command: str = "") -> str:
         state=_state(finding),
         names=names,
         look=look,
-        marks=ladder_figures.marks(look),
+        marks=marks(look),
         columns=COLUMNS,
         challengers=[name for name in names if name != finding.baseline],
         speedups=_speedups(finding),

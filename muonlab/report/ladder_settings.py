@@ -6,8 +6,20 @@ from typing import TYPE_CHECKING, Any
 from muonlab.analyze.findings import SpeedupRow
 from muonlab.analyze.ladder import ControlFinding, ForecastFinding, LadderFinding
 from muonlab.analyze.laws import HyperLaw, fit_law, kind_of
+from muonlab.report.axes import (
+    OPEN,
+    WIDTH,
+    dodge,
+    factor_ticks,
+    frame,
+    log_ticks,
+    note,
+    panel_size,
+    row_axes,
+    set_ticks,
+)
 from muonlab.report.canvas import INK, MUTED, RULE, Drawing, Look, draw, spread
-from muonlab.report.ladder_figures import OPEN, dodge, frame, log_ticks, panel_size, row_of, set_ticks, size_axis
+from muonlab.report.ladder_figures import row_of, size_axis
 from muonlab.report.text import is_undefined, shorten, show
 
 if TYPE_CHECKING:
@@ -18,7 +30,6 @@ __all__ = ["forecasts", "laws", "optimum_laws", "own_gain", "tuning_gains"]
 
 Looks = Mapping[str, Look]
 LR = "opt.lr"  # tuned anew at every size, whatever its sensitivity
-WIDTH = 760.0
 LABEL_GAP = 13.0  # pixels between labels
 
 
@@ -169,7 +180,7 @@ def _name_ratios(axes: "Axes", predicted: Sequence[tuple[int, int, float, Any]],
     """Beside the panel, at the height of what is predicted at each ratio."""
     heights = [axes.transData.transform((n, _seen(value, coordinate)))[1] for n, _, _, value in predicted]
     for (*_, ratio, value), old, new in zip(predicted, heights, spread(heights, LABEL_GAP), strict=True):
-        _note(axes, _seen(value, coordinate), f"{ratio:g}×", 4, new - old)
+        note(axes, _seen(value, coordinate), f"{ratio:g}×", 4, new - old)
 
 
 def forecasts(finding: LadderFinding, look: Looks) -> Drawing | None:
@@ -190,8 +201,8 @@ def forecasts(finding: LadderFinding, look: Looks) -> Drawing | None:
 def _paint_forecasts(figure: "Figure", ones: Sequence[ForecastFinding], look: Looks) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    left = _rows(figure, [one.optimizer for one in ones], look, 0.17, 0.36)
-    right = _rows(figure, ["" for _ in ones], look, 0.57, 0.29)
+    left = row_axes(figure, [one.optimizer for one in ones], look, 0.17, 0.36)
+    right = row_axes(figure, ["" for _ in ones], look, 0.57, 0.29)
     left.set_xscale("log")
     right.axvline(0.0, color=MUTED, lw=1.2, zorder=1)
     for y, one in enumerate(ones):
@@ -205,7 +216,7 @@ def _paint_forecasts(figure: "Figure", ones: Sequence[ForecastFinding], look: Lo
                 right.plot([one.low, one.high], [y, y], color=style.colour, lw=1.5, zorder=3)
             right.plot([one.difference_nats], [y], style.marker, ms=7, color=style.colour, mec="white", zorder=4)
         said = "prediction kept" if one.predicted == one.found else show(one.difference_nats, "difference")
-        _note(right, y, said)
+        note(right, y, said)
     shown = [value for one in ones for value in (one.predicted[LR], one.found[LR])]
     low, high = min(shown) / 1.5, max(shown) * 1.5
     left.set_xlim(low, high)
@@ -216,28 +227,6 @@ def _paint_forecasts(figure: "Figure", ones: Sequence[ForecastFinding], look: Lo
     right.xaxis.set_major_locator(MaxNLocator(4))
     left.set_xlabel(f"{LR} (ring: predicted, filled: found)")
     right.set_xlabel("loss, predicted minus found, nats")
-
-
-def _rows(figure: "Figure", names: Sequence[str], look: Looks, left: float, width: float) -> "Axes":
-    """Axes with a row for each name, from the top."""
-    height = figure.get_figheight() * 72
-    axes = figure.add_axes((left, 46 / height, width, 1 - 52 / height))
-    axes.set_yticks(range(len(names)), [shorten(name, 20) for name in names])
-    for label, name in zip(axes.get_yticklabels(), names, strict=True):
-        label.set(color=look[name].colour if name in look else MUTED, fontweight="bold")
-    axes.set_ylim(len(names) - 0.45, -0.55)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", visible=False)
-    axes.spines["left"].set_visible(False)
-    return axes
-
-
-def _note(axes: "Axes", y: float, text: str, right: float = 10, up: float = 0) -> None:
-    """Text beside the axes, so many pixels from their edge."""
-    axes.annotate(
-        text, (1, y), (right, up), xycoords=axes.get_yaxis_transform(), textcoords="offset points", va="center",
-        color=MUTED, annotation_clip=False,
-    )  # fmt: skip
 
 
 def own_gain(finding: LadderFinding, control: ControlFinding) -> int | None:
@@ -273,7 +262,7 @@ def tuning_gains(finding: LadderFinding, look: Looks) -> Drawing | None:
 def _paint_gains(
     figure: "Figure", defaults: Sequence[ControlFinding], own: Sequence[SpeedupRow | None], look: Looks, base: str
 ) -> None:
-    axes = _rows(figure, [one.optimizer for one in defaults], look, 0.26, 0.56)
+    axes = row_axes(figure, [one.optimizer for one in defaults], look, 0.26, 0.56)
     axes.set_xscale("log")
     axes.axvline(1.0, color=base, lw=1.4, zorder=1)
     for y, (one, row) in enumerate(zip(defaults, own, strict=True)):
@@ -290,10 +279,9 @@ def _paint_gains(
         if row is not None and not is_undefined(row.speedup):
             _interval(axes, row, y, style)
             axes.plot([row.speedup], [y], style.marker, ms=7, color=style.colour, mec="white", zorder=6)
-        _note(axes, y, _gains(one, row))
+        note(axes, y, _gains(one, row))
     axes.margins(x=0.06)
-    ticks = log_ticks(*axes.get_xlim())
-    set_ticks(axes.xaxis, ticks, [f"{tick:g}×" for tick in ticks])
+    factor_ticks(axes.xaxis, axes.get_xlim())
     axes.set_xlabel("tokens saved (band: by tuning instead of defaults, mark: by the optimizer)")
 
 

@@ -157,7 +157,7 @@ class _Numbers:
         if all(is_undefined(lookup(self.finding, [*path, end])) for end in (low, high)):
             return Markup('<span class="undefined">no interval</span>')
         ends = [self(kind, *path, end, undefined=sign) for end, sign in ((low, "−∞"), (high, "∞"))]
-        if kind == "bare" and is_undefined(lookup(self.finding, [*path, low])):
+        if kind in ("bare", "tokens") and is_undefined(lookup(self.finding, [*path, low])):
             ends[0] = self(kind, *path, low, undefined="0")
         return Markup('<span class="interval">[{}, {}]</span>').format(*ends)
 

@@ -1,16 +1,35 @@
-"""What figures of several reports draw: the final losses of an optimizer's seeds, the law of a loss in tokens."""
+"""What figures of several reports draw: the final losses of an optimizer's seeds, laws, factors over a baseline."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from muonlab.analyze.findings import LossesAt
+from muonlab.report.axes import OPEN
 from muonlab.report.canvas import Look
 from muonlab.report.text import is_undefined
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["law_loss", "paint_curve", "paint_losses", "widen"]
+__all__ = ["Factor", "factor_limits", "law_loss", "paint_curve", "paint_factors", "paint_losses", "widen"]
+
+MANY = 6.0  # a factor from the median beyond which a point leaves the panel, so that the others can be seen
+FADED = 0.4  # opacity of what is not resolved
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One optimizer's factor over the baseline, with its interval, somewhere along an axis."""
+
+    x: float
+    value: float | None
+    low: float | None
+    high: float | None
+    resolved: bool
+    hollow: bool = False
 
 
 def paint_losses(axes: "Axes", at: LossesAt, look: Look, shift: float = 1.0) -> None:
@@ -55,3 +74,36 @@ def widen(axes: "Axes", share: float = 0.06) -> None:
     """More room above and below."""
     low, high = axes.get_ylim()
     axes.set_ylim(low - share * (high - low), high + share * (high - low))
+
+
+def factor_limits(factors: Sequence[Factor]) -> tuple[float, float]:
+    """What a panel shows: 1, all points near the others, and as much of the intervals as leaves the points apart."""
+    points = [one.value for one in factors if not is_undefined(one.value) and one.value > 0]
+    middle = median(points) if points else 1.0
+    ends = [1.0]
+    for one in factors:
+        if one.value in points and middle / MANY <= one.value <= middle * MANY:
+            low, high = one.low or 0.0, math.inf if is_undefined(one.high) else one.high
+            ends += [one.value, max(low, one.value / OPEN), min(high, one.value * OPEN)]
+    return min(ends) / 1.08, max(ends) * 1.08
+
+
+def paint_factors(axes: "Axes", factors: Sequence[Factor], look: Look) -> None:
+    """A line through them: points filled where not said to be hollow, faded where not resolved."""
+    low, high = axes.get_ylim()
+    known = [(one.x, one.value) for one in factors if math.isfinite(one.x) and not is_undefined(one.value)]
+    axes.plot(*zip(*known or [(math.nan, math.nan)], strict=True), color=look.colour, ls=look.dash, lw=1, alpha=FADED)
+    for one in factors:
+        x, faded = one.x, 1.0 if one.resolved else FADED
+        if is_undefined(one.value):
+            axes.plot([x], [low], "x", ms=6, mew=1.6, color=look.colour, clip_on=False, zorder=5)
+            continue
+        ends = max(one.low or 0.0, low), high if is_undefined(one.high) else min(one.high, high)
+        axes.plot([x, x], ends, color=look.colour, lw=1.5, alpha=faded, zorder=3)
+        for edge, arrow, outside in ((low, "v", one.value < low), (high, "^", one.value > high)):
+            if outside or ends[arrow == "^"] == edge:
+                size = 7 if outside else 4
+                axes.plot([x], [edge], arrow, ms=size, color=look.colour, alpha=faded, clip_on=False, zorder=4)
+        fill = "white" if one.hollow else look.colour
+        axes.plot([x], [one.value], look.marker, ms=7, mfc="white", mec="white", zorder=5)  # hides the line behind
+        axes.plot([x], [one.value], look.marker, ms=7, mfc=fill, mec=look.colour, mew=1.3, alpha=faded, zorder=6)

@@ -10,7 +10,7 @@ from rich.text import Text
 from muonlab.analyze.findings import Check, Comparison, LossesAt, OptimizerFinding, Speedup
 from muonlab.records import Record
 from muonlab.records.evidence import Tuning
-from muonlab.report.layout import cell, clean, grid, spaced
+from muonlab.report.layout import cell, clean, grid, interval, spaced
 from muonlab.report.text import claim, counted, is_undefined, is_withheld, plural, show
 
 __all__ = ["checks_table", "comparison_table", "record_table", "requests_table", "runs_table", "tuning_table"]
@@ -76,7 +76,7 @@ def _tokens_lines(speedup: Speedup | None) -> str:
         return "undefined"
     if speedup.flag == "censored":
         return f"{speedup.bound} {show(speedup.tokens, 'ratio')}\na bound"
-    lines = f"{show(speedup.tokens, 'ratio')}\n{_interval(speedup.low, speedup.high)}"
+    lines = f"{show(speedup.tokens, 'ratio')}\n{interval(speedup.low, speedup.high)}"
     return f"{lines}\n{speedup.flag}" if speedup.flag else lines
 
 
@@ -85,14 +85,7 @@ def _wall_lines(speedup: Speedup | None) -> str:
         return "undefined"
     if speedup.flag == "censored":
         return f"{speedup.bound} {show(speedup.wall, 'ratio')}"
-    return f"{show(speedup.wall, 'ratio')}\n{_interval(speedup.wall_low, speedup.wall_high)}"
-
-
-def _interval(low: float | None, high: float | None, kind: str = "bare") -> str:
-    """Where one end is open, in words."""
-    if low is None and high is None:
-        return "no interval"
-    return f"[{show(low, kind, 'open')}, {show(high, kind, 'open')}]"
+    return f"{show(speedup.wall, 'ratio')}\n{interval(speedup.wall_low, speedup.wall_high)}"
 
 
 def _contrasts(finding: Comparison) -> Table:
@@ -103,7 +96,7 @@ def _contrasts(finding: Comparison) -> Table:
         table.add_row(
             cell(name),
             cell(show(test.difference_nats, "difference")),
-            cell(_interval(test.low, test.high, "difference")),
+            cell(interval(test.low, test.high, "difference")),
             cell(show(test.p_value, "p")),
             cell(show(test.resolvable_nats, "loss")),
             cell("withheld" if is_withheld(finding) else test.judgement),
@@ -126,7 +119,7 @@ def _paired(finding: Comparison) -> Table:
             name,
             f"{test.num_pairs}{lost}",
             show(test.difference_nats, "difference"),
-            _interval(test.low, test.high, "difference"),
+            interval(test.low, test.high, "difference"),
             show(test.correlation, "correlation"),
             show(test.bound_nats, "difference"),
             claim(test),
@@ -145,7 +138,7 @@ def _horizons(finding: Comparison) -> Table:
                 cell(name if i == 0 else ""),
                 cell(show(at.horizon_tokens, "tokens")),
                 cell(show(at.mean, "loss")),
-                cell(_interval(at.low, at.high, "loss")),
+                cell(interval(at.low, at.high, "loss")),
                 cell(_seed_losses(at)),
             )
     return table

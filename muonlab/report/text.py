@@ -38,6 +38,8 @@ def show(value: Any, kind: str, undefined: str = "-") -> str:
     ('1.40x', '2.3457', '-', '4.19M')
     >>> show(-0.03, "difference"), show(125.2, "seconds"), show(0.00012, "p"), show((0.9, 0.95), "value")
     ('-0.0300', '2m 05s', '< 0.001', '(0.9, 0.95)')
+    >>> show(353.0376, "tokens"), show(1.46e-11, "tokens"), show(1e10, "rate"), show(0.1049, "share")
+    ('353', '1.46e-11', '10 GB/s', '10.5%')
     """
     if is_undefined(value) and not (value is None and kind == "value"):  # None is a setting like any other
         return undefined
@@ -53,10 +55,19 @@ def _three(value: float) -> str:
 
 
 def _tokens(value: float) -> str:
+    if abs(value) >= 1e15:
+        return f"{value:.3g}"
     for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * scale:
             return f"{float(f'{value / scale:.3g}'):g}{suffix}"
-    return f"{value:g}"
+    return f"{value:.3g}"
+
+
+def _rate(value: float) -> str:
+    for scale, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= 0.9995 * scale:
+            return f"{value / scale:.3g} {suffix}/s"
+    return f"{value:.3g} B/s"
 
 
 def _seconds(value: float) -> str:
@@ -90,7 +101,9 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "loss": lambda value: f"{value:.4f}",
     "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
     "ratio": lambda value: f"{_bare(value)}x",
+    "rate": _rate,  # bytes per second
     "seconds": _seconds,
+    "share": lambda value: f"{value:.1%}",
     "text": str,
     "tokens": _tokens,
     "value": _value,

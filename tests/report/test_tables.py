@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 from made_up import contrast_of, lost, make_crowd, make_finding, make_variants, paired_of, speedup_of
+from made_up_batch import make_alone, make_batch, make_batch_crowd, make_lost_batch, make_withheld_batch
 from made_up_ladder import make_ladder, make_withheld_ladder
 from rich.console import Console
 
 from muonlab.analyze.findings import Check
 from muonlab.records import Record, RunSpec
 from muonlab.records.evidence import Move, Trial, Tuning
+from muonlab.report.batch import batch_table
 from muonlab.report.ladder import ladder_table
 from muonlab.report.tables import checks_table, comparison_table, record_table, runs_table, tuning_table
 
@@ -104,6 +106,59 @@ def test_a_ladder_without_a_verdict_says_why_in_a_list():
     assert lines[0].rstrip() == finding.verdict == "Verdict withheld: interior is broken."
     assert said == [f"- interior, {reason}" for reason in finding.checks[5].detail.split("; ")]
     assert not [line for line in printed(ladder_table(make_ladder())).splitlines() if line.startswith("- ")]
+
+
+@pytest.mark.parametrize("make", [make_batch, make_withheld_batch, make_lost_batch, make_alone, make_batch_crowd])
+@pytest.mark.parametrize("width", [80, 120])
+def test_every_batch_study_gives_tables(make, width):
+    finding = make()
+    text = printed(batch_table(finding), width)
+    assert words(text).startswith(words(finding.verdict)[:60])
+    assert all(name in text for name in finding.optimizers) and all(f"{batch:,}" in text for batch in finding.batches)
+    assert not re.search(r"\bNone\b|\bnan\b", text) and max(map(len, text.splitlines())) <= width
+
+
+def test_a_batch_study_says_tokens_ratio_and_trend():
+    finding = make_batch()
+    text = words(printed(batch_table(finding), 100))
+    for one in finding.token_ratio:
+        if one.ratio is not None:
+            said = f"{one.ratio:.2f}x [{one.low:.2f}, {one.high:.2f}] {one.judgement}"
+            assert f"{one.batch_tokens:,}" in text and said in text, said
+    assert "trend of log ratio a doubling +0.0710 [+0.0520, +0.0900] grows" in text
+    assert "65,536 not reached 7.58M - -" in text and "by 1 of 3" in text and "1,024 1.04M < 688k - -" in text
+
+
+def test_a_batch_study_puts_the_estimators_side_by_side():
+    text = words(printed(batch_table(make_batch()), 100))
+    assert "muon 3.2 > 65,536 < 1,024 5,600 22,400 2,048 [41.2k, open] [1.02k, 2.31k] [4.2k, 7.7k] no interval" in text
+    assert "2.6 6,000 < 1,024 - 9,600 2,048" in text and "[open, 1.5k]" in text
+
+
+def test_a_batch_study_tells_what_is_modelled_and_how():
+    text = words(printed(batch_table(make_batch()), 100))
+    assert "1 adamw 23.5 s 8,192 7.88M measured" in text and "2 adamw 13.7 s 16,384 9.08M modelled" in text
+    assert "Modelled, not run: 2, 4, 8 devices." in text and "at 25 GB/s with 20.0 us of latency" in text
+    assert "2.6 muon dominates 1: 0.62x, 2: 0.60x" in text
+    held_back = words(printed(batch_table(make_withheld_batch()), 100))
+    assert not re.search(r"better|worse|grows|dominates", held_back) and "2.6 muon withheld 1: 0.62x" in held_back
+
+
+def test_names_in_a_batch_study_are_text_not_markup():
+    base, name = make_batch(), "[red]x[/red]\x1b[31m"
+    parts = ("times", "token_ratio", "trends", "critical", "settings", "frontier", "dominance")
+    renamed = {
+        part: tuple(replace(one, optimizer=name) if one.optimizer == "muon" else one for one in getattr(base, part))
+        for part in parts
+    }
+    text = printed(batch_table(replace(base, optimizers=("adamw", name, "lion"), **renamed)), 120)
+    assert text.count("[red]x") > 5 and "\x1b" not in text
+
+
+def test_a_batch_study_lists_settings_that_stay_once():
+    text = words(printed(batch_table(make_batch()), 100))
+    assert text.count("opt.momentum 0.95") == 1 and "muon all opt.weight_decay 0.1, opt.momentum 0.95 1,024" in text
+    assert "32,768 opt.lr 0.064 -> 0.032 18 runs, converged" in text and "18 runs, capped, on an edge: opt.lr" in text
 
 
 def test_withheld_verdict_hides_judgements(finding):
