@@ -28,6 +28,7 @@ from muonlab.records.watch import NOISE
 __all__ = ["BatchFinding", "BatchSettings", "CriticalBatch", "NoiseAt", "TokenRatio", "Trend", "analyze", "noise_sums"]
 
 Records = Mapping[str, Record]
+WHY = {"unreached": "did not reach it", "early": "was below it at its first evaluation"}  # flag of a time -> in words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class NoiseAt:
 
 @dataclass(frozen=True, kw_only=True)
 class CriticalBatch:
-    """Four estimators of where larger batches stop to pay, in tokens, for one optimizer and one target."""
+    """Five estimators of where larger batches stop to pay, in tokens, for one optimizer and one target."""
 
     optimizer: str
     target: float
@@ -79,7 +80,8 @@ class CriticalBatch:
     noise_scale: Estimate
     nuclear_noise_scale: Estimate
     token_optimal: float | None  # largest batch within 5 % of the fewest tokens
-    least_tokens: float | None  # of the fit behind `overhead`: least (1 + 0.2 (batch / overhead)^power)
+    least_tokens: float | None  # of the fit behind `overhead`: least (1 + 0.2 (batch / fitted)^power)
+    fitted: float | None  # `overhead` itself, also where that lies outside of the batches that were measured
     power: float | None
     batches: tuple[int, ...]  # at which every seed reached the target
 
@@ -195,7 +197,8 @@ def _ratios(evidence: BatchEvidence, times: Sequence[TimeToTarget], records: Rec
         judged = judge(tests, {})
         for batch, target in places:
             test = judged.get(f"{batch} {target}")
-            why = [f"{n} {at[n, batch, target].flag}" for n in (evidence.baseline, name) if at[n, batch, target].flag]
+            flags = {n: at[n, batch, target].flag for n in (evidence.baseline, name)}
+            why = [f"{n} {WHY[flag]}" for n, flag in flags.items() if flag]
             found.append(
                 TokenRatio(
                     optimizer=name,
@@ -257,6 +260,7 @@ def _critical(
         nuclear_noise_scale=nuclear,
         token_optimal=token_optimal(curve),
         least_tokens=None if fit is None else fit.least,
+        fitted=None if fit is None else fit.critical,
         power=None if fit is None else fit.power,
         batches=tuple(one.batch_tokens for one in own),
     )

@@ -1,4 +1,4 @@
-"""Critical batch sizes: where more devices stop buying time. Four estimators, which answer different questions."""
+"""Critical batch sizes: where more devices stop buying time. Estimators that answer different questions."""
 
 import math
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ MIN_BATCHES = 3  # with a target reached, for any fit
 FREE_FROM = 5  # batches from which the exponent of the fit is free; with fewer it is 1
 POWER_SD = 0.5  # of the logarithm of the power before any data; ours
 GAUSS_NEWTON_STEPS = 12
+MOST_APART = 100.0  # from a noise scale, a factor from which on its interval says nothing; ours
 MOST_BEYOND = 8.0  # a fit says nothing beyond the measured batches by more than this factor; ours
 
 
@@ -221,6 +222,8 @@ def noise_scale(noise: Sequence[float], signal: Sequence[float], power: float = 
     logs = np.array([power * math.log(a / b) for a, b in without])
     error = math.sqrt((len(n) - 1) / len(n) * float(((logs - logs.mean()) ** 2).sum()))
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(n) - 1)) * error
+    if half > math.log(MOST_APART):
+        return Estimate(value=math.exp(value), low=None, high=None)
     return Estimate(value=math.exp(value), low=math.exp(value - half), high=math.exp(value + half))
 
 

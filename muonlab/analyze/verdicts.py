@@ -62,45 +62,44 @@ def batch_verdict(finding: BatchFinding, checks: Sequence[Check]) -> str:
     if broken := [check.name for check in withheld(checks)]:
         return f"Verdict withheld: {', '.join(broken)} {'is' if len(broken) == 1 else 'are'} broken."
     target = finding.hardest
-    critical = [one for one in finding.critical if one.target == target]
-    sentences = [f"To a held-out loss of {target:g}:"]
+    sentences = []
     for name in (n for n in finding.optimizers if n != finding.baseline):
         ratios = [one for one in finding.token_ratio if (one.optimizer, one.target) == (name, target)]
         trend = next(one for one in finding.trends if (one.optimizer, one.target) == (name, target))
         sentences.append(_ratio_sentence(name, finding.baseline, ratios, trend))
-    sentences.append(_critical_sentence(critical))
-    return " ".join(sentences)
+    sentences.append(_critical_sentence([one for one in finding.critical if one.target == target]))
+    return f"At a held-out loss of {target:g}: {' '.join(sentences)}"
 
 
 def _ratio_sentence(name: str, baseline: str, ratios: Sequence[TokenRatio], trend: Trend) -> str:
     known = [one for one in ratios if one.ratio is not None]
     if not known:
-        return f"at no batch size can the tokens of {name} and tuned {baseline} be compared."
-    counts = {
-        word: sum(one.judgement == kind for one in known) for kind, word in (("better", "fewer"), ("worse", "more"))
-    }
-    resolved = [f"{word} at {count}" for word, count in counts.items() if count] or ["a resolved difference at none"]
+        return f"{name} and tuned {baseline} reach it at no batch size both."
+    counts = {"fewer": "better", "more": "worse"}
+    counts = {word: sum(one.judgement == kind for one in known) for word, kind in counts.items()}
+    first, second = sorted(counts, key=lambda word: -counts[word])
+    resolved = f"{first} tokens than tuned {baseline} at {counts[first]} of {len(ratios)} batch sizes"
+    resolved += f" and {second} at {counts[second]}" if counts[second] else ""
+    if not counts[first]:
+        resolved = f"at none of {len(ratios)} batch sizes resolvedly fewer or more tokens than tuned {baseline}"
     ends = [
         f"{_factor('', one.ratio, one.low, one.high)} at {one.batch_tokens:,}"
         for one in dict.fromkeys((known[0], known[-1]))
     ]
     course = {"grows": "growing with the batch", "falls": "falling with the batch"}
     runs = course.get(trend.verdict, "no trend with the batch resolved")
-    return (
-        f"{name} takes {' and '.join(resolved)} of {len(ratios)} batch sizes, in tokens, than tuned {baseline}; "
-        f"{baseline}'s over {name}'s: {' to '.join(ends)} tokens a step, {runs}."
-    )
+    return f"{name} takes {resolved}; {baseline} over {name}: {' to '.join(ends)} tokens a step, {runs}."
 
 
 def _critical_sentence(critical: Sequence[CriticalBatch]) -> str:
     """Where 20 % more tokens are needed than at the best batch."""
     signs = {"above": "above ", "below": "below "}
     found = [
-        f"{one.optimizer} {'undefined' if one.overhead.value is None else signs.get(one.overhead.flag, '')}"
-        + ("" if one.overhead.value is None else f"{one.overhead.value:,.0f}")
+        "undefined" if (at := one.overhead).value is None else f"{signs.get(at.flag, '')}{at.value:,.0f}"
         for one in critical
     ]
-    return f"Critical batch (20 % more tokens than the fewest): {', '.join(found)}."
+    found = [f"{size} for {one.optimizer}" for size, one in zip(found, critical, strict=True)]
+    return f"The critical batch, of 20 % more tokens than the fewest, is {', '.join(found)}."
 
 
 def _sentence(name: str, baseline: str, against: str, test: Contrast, speedup: Speedup, timed: bool) -> str:

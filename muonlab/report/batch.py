@@ -82,15 +82,22 @@ def _reached(one: TimeToTarget) -> str:
 
 
 def _critical(finding: BatchFinding) -> RenderableType:
-    """Four estimators side by side."""
-    table = grid("Critical batch, tokens a step, by four estimators, with 95 % intervals")
+    """The estimators side by side."""
+    table = grid("Critical batch, tokens a step, by five estimators, with 95 % intervals")
     table.add_column("optimizer", overflow="fold")
-    for heading in ("loss", "20 % more\ntokens", "fewest\ntokens", "noise scale\n(SGD's)", "noise scale\n(nuclear)"):
+    for heading in (
+        "loss",
+        "20 % more\ntokens",
+        "twice the\ntokens",
+        "fewest\ntokens",
+        "noise scale\n(SGD's)",
+        "noise scale\n(nuclear)",
+    ):
         table.add_column(heading, justify="right" if heading == "loss" else "left", overflow="fold")
     table.add_column("token-\noptimal", justify="right")
     for one in finding.critical:
         first = one.target == finding.targets[0]
-        estimates = (one.overhead, one.sfo, one.noise_scale, one.nuclear_noise_scale)
+        estimates = (one.overhead, one.doubling, one.sfo, one.noise_scale, one.nuclear_noise_scale)
         table.add_row(
             cell(one.optimizer if first else ""), f"{one.target:g}", *map(_estimate, estimates),
             show(one.token_optimal, "bare"), end_section=one.target == finding.targets[-1],

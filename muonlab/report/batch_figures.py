@@ -95,9 +95,9 @@ def _paint_fit(axes: "Axes", critical: CriticalBatch, times: Sequence[TimeToTarg
 
 
 def fit_of(critical: CriticalBatch) -> tuple[float, float, float] | None:
-    """Least tokens, critical batch and power; None where the critical batch is only known to lie outside."""
-    parts = critical.least_tokens, critical.overhead.value, critical.power
-    if any(map(is_undefined, parts)) or critical.overhead.flag or len(critical.batches) < 2:
+    """Least tokens, critical batch and power of the fit; None where there is none."""
+    parts = critical.least_tokens, critical.fitted, critical.power
+    if any(map(is_undefined, parts)) or len(critical.batches) < 2:
         return None
     return parts
 
@@ -107,7 +107,7 @@ def _mark_critical(axes: "Axes", found: Sequence[CriticalBatch], look: Looks) ->
     low, high = axes.get_ylim()
     for one in found:
         fit, colour = fit_of(one), look[one.optimizer].colour
-        if fit is not None:
+        if fit is not None and not one.overhead.flag:
             least, at, _ = fit
             axes.plot([at, at], [low, least * (1 + OVERHEAD)], color=colour, lw=1.1, ls=(0, (1.5, 1.5)), zorder=2)
             axes.plot([at], [low], "v", ms=7, color=colour, mec="white", clip_on=False, zorder=7)

@@ -22,8 +22,8 @@ Looks = Mapping[str, Look]
 
 # Of `CriticalBatch`: the field, how it is called
 ESTIMATORS = {
-    "overhead": "20 % more tokens", "sfo": "fewest tokens", "noise_scale": "noise scale, SGD’s",
-    "nuclear_noise_scale": "noise scale, nuclear",
+    "overhead": "20 % more tokens", "doubling": "twice the tokens", "sfo": "fewest tokens",
+    "noise_scale": "noise scale, SGD’s", "nuclear_noise_scale": "noise scale, nuclear",
 }  # fmt: skip
 
 

@@ -58,12 +58,23 @@ def conclude_batch(evidence: BatchEvidence, records: Records) -> BatchFinding:
         horizon_tokens=evidence.point(evidence.baseline, evidence.reference).cell.horizon_tokens,
         final_seeds=evidence.final_seeds, max_runs=evidence.max_runs,
     )  # fmt: skip
-    rules: tuple[Rule, ...] = (_complete, _same_conditions, _fresh_seeds, _converged, _interior)
-    checks = (*(rule(runs, records) for rule in rules), _constant_lr(runs, records), _reached(finding))
-    ratios = finding.token_ratio
+    apart = {
+        f"{name}, batch {cell.batch_tokens:,}": Arm(name=f"{name}, batch {cell.batch_tokens:,}", cells=(cell.cell,))
+        for name in evidence.optimizers
+        for cell in (evidence.point(name, b) for b in evidence.batches)
+    }
+    together: tuple[Rule, ...] = (_complete, _same_conditions, _fresh_seeds)
+    checks = [rule(runs, records) for rule in together]
+    checks += [rule(replace(runs, arms=apart), records) for rule in (_converged, _interior)]
+    checks += [_constant_lr(runs, records), _reached(finding)]
     if withheld(checks):
-        ratios = tuple(replace(one, judgement=one.judgement and "withheld") for one in ratios)
-    return replace(finding, token_ratio=ratios, checks=checks, verdict=batch_verdict(finding, checks))
+        finding = replace(
+            finding,
+            token_ratio=tuple(replace(one, judgement=one.judgement and "withheld") for one in finding.token_ratio),
+            trends=tuple(replace(one, verdict="withheld") for one in finding.trends),
+            dominance=tuple(replace(one, verdict="withheld") for one in finding.dominance),
+        )
+    return replace(finding, checks=tuple(checks), verdict=batch_verdict(finding, checks))
 
 
 def _constant_lr(evidence: Evidence, records: Records) -> Check:
@@ -81,7 +92,7 @@ def _reached(finding: BatchFinding) -> Check:
     detail = (
         f"not reached: {', '.join(missed)}" if missed else "every target was reached by every seed at every batch size"
     )
-    return Check(name="reached", ok=not missed, detail=detail)
+    return Check(name="reached", ok=True, detail=detail, severity="warning" if missed else "")
 
 
 def _over_sizes(rule: Rule, evidence: LadderEvidence, records: Records) -> Check:

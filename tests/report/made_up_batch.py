@@ -82,10 +82,11 @@ def critical_of(name: str, target: float, optimizers: Mapping = OPTIMIZERS) -> C
     reached = BATCHES[:-1] if target == TARGETS[-1] and name != "muon" else BATCHES
     return CriticalBatch(
         optimizer=name, target=target, overhead=Estimate(value=batch, low=batch / 1.4, high=batch * 1.5),
+        doubling=Estimate(value=5 * batch, low=4 * batch, high=8 * batch),
         sfo=Estimate(value=1024.0, low=1024.0, high=2311.5, flag="below"),
         noise_scale=Estimate(value=0.4 * batch, low=0.3 * batch, high=0.55 * batch),
         nuclear_noise_scale=Estimate(value=1.6 * batch, low=None, high=None), token_optimal=2048.0,
-        least_tokens=LEAST[target] / speed, power=1.0, batches=reached,
+        least_tokens=LEAST[target] / speed, fitted=batch, power=1.0, batches=reached,
     )  # fmt: skip
 
 
@@ -189,7 +190,13 @@ def make_withheld_batch() -> BatchFinding:
 def make_lost_batch() -> BatchFinding:
     """No run reached any target."""
     base = make_batch()
-    nothing = {"overhead": UNDEFINED, "sfo": UNDEFINED, "noise_scale": UNDEFINED, "nuclear_noise_scale": UNDEFINED}
+    nothing = {
+        "overhead": UNDEFINED,
+        "doubling": UNDEFINED,
+        "sfo": UNDEFINED,
+        "noise_scale": UNDEFINED,
+        "nuclear_noise_scale": UNDEFINED,
+    }
     finding = replace(
         base,
         times=tuple(unreached(one, NUM_SEEDS) for one in base.times),
@@ -199,7 +206,7 @@ def make_lost_batch() -> BatchFinding:
         ),
         trends=tuple(replace(one, slope=None, low=None, high=None, verdict="undefined") for one in base.trends),
         critical=tuple(
-            replace(one, **nothing, token_optimal=None, least_tokens=None, power=None, batches=())
+            replace(one, **nothing, token_optimal=None, least_tokens=None, fitted=None, power=None, batches=())
             for one in base.critical
         ),
         noise=tuple(replace(one, simple=UNDEFINED, nuclear=UNDEFINED) for one in base.noise),

@@ -120,7 +120,7 @@ def test_tables_and_figures_are_numbered_in_their_order(make):
 def test_verdict_comes_first():
     html = page_of(make_batch)
     body = html[html.index("<body>") :]
-    at = body.index("To a held-out loss of 2.6: muon takes fewer at 6 of 7")
+    at = body.index("At a held-out loss of 2.6: muon takes fewer tokens than tuned adamw at 6 of 7")
     assert body.index("<h1") < at < min(body.index(tag) for tag in ("<table", "<svg", "<h2"))
     assert "differences were resolved" in body and len(re.findall("<h1", html)) == 1
 
@@ -315,11 +315,12 @@ def test_a_report_comes_out_of_every_study(finding):
     assert [int(n) for n in re.findall(r"<b>Figure (\d+)\.", html)] == list(range(1, 7))
 
 
-def test_a_fit_is_drawn_only_where_its_critical_batch_is_known():
+def test_a_fit_is_drawn_where_there_is_one():
     known = critical_of("muon", 2.9)
-    assert batch_figures.fit_of(known) == (known.least_tokens, known.overhead.value, known.power)
-    assert batch_figures.fit_of(replace(known, overhead=replace(known.overhead, flag="above"))) is None
-    assert batch_figures.fit_of(replace(known, overhead=UNDEFINED, least_tokens=None, power=None)) is None
+    assert batch_figures.fit_of(known) == (known.least_tokens, known.fitted, known.power)
+    outside = replace(known, overhead=replace(known.overhead, value=65536.0, flag="above"), fitted=1e5)
+    assert batch_figures.fit_of(outside) == (known.least_tokens, 1e5, known.power)
+    assert batch_figures.fit_of(replace(known, least_tokens=None, fitted=None, power=None)) is None
 
 
 def test_tokens_are_drawn_open_where_they_are_bounds():

@@ -131,8 +131,8 @@ def test_a_batch_study_says_tokens_ratio_and_trend():
 
 def test_a_batch_study_puts_the_estimators_side_by_side():
     text = words(printed(batch_table(make_batch()), 100))
-    assert "muon 3.2 > 65,536 < 1,024 5,600 22,400 2,048 [41.2k, open] [1.02k, 2.31k] [4.2k, 7.7k] no interval" in text
-    assert "2.6 6,000 < 1,024 - 9,600 2,048" in text and "[open, 1.5k]" in text
+    assert "muon 3.2 > 65,536 70,000 < 1,024 5,600 22,400 2,048 [41.2k, open] [56k, 112k] [1.02k, 2.31k]" in text
+    assert "2.6 6,000 30,000 < 1,024 - 9,600 2,048" in text and "[open, 1.5k]" in text
 
 
 def test_a_batch_study_tells_what_is_modelled_and_how():

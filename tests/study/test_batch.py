@@ -126,8 +126,8 @@ def test_time_on_devices_is_by_the_stated_model(finding) -> None:
 
 
 def test_the_verdict_says_ratio_and_critical_batches(finding) -> None:
-    assert "muon takes fewer at 7 of 7 batch sizes, in tokens, than tuned adamw" in finding.verdict
-    assert "growing with the batch" in finding.verdict and "Critical batch" in finding.verdict
+    assert "muon takes fewer tokens than tuned adamw at 7 of 7 batch sizes; adamw over muon: 1." in finding.verdict
+    assert "growing with the batch" in finding.verdict and "The critical batch, of 20 % more tokens" in finding.verdict
     assert all(check.ok for check in finding.checks)
 
 
@@ -147,10 +147,10 @@ def test_a_target_that_is_not_reached_is_said_to_be() -> None:
     assert all(t.tokens is t.low is t.high is t.seconds is None and t.by_seed == (None,) * 3 for t in lost)
     assert max(t.horizon_tokens for t in lost) == 8 * FIRST  # it was tried for as long as was allowed
     open_ratios = [r for r in finding.token_ratio if r.ratio is None]
-    assert {(r.batch_tokens, r.detail) for r in open_ratios} == {(b, "adamw unreached") for b in (8192, 16_384)}
+    assert {(r.batch_tokens, r.detail) for r in open_ratios} == {(b, "adamw did not reach it") for b in (8192, 16_384)}
     assert all(r.low is r.high is r.judgement is None for r in open_ratios)
     check = next(check for check in finding.checks if check.name == "reached")
-    assert check.ok is False and "2 by adamw at 16,384" in check.detail
+    assert check.ok and check.severity == "warning" and "2 by adamw at 16,384" in check.detail
     adamw = next(c for c in finding.critical if c.optimizer == "adamw")
     assert adamw.batches == BATCHES[:5]
     assert not [p for p in finding.frontier if p.optimizer == "adamw" and p.batch_tokens >= 8192]
@@ -162,7 +162,7 @@ def test_an_impossible_target_gives_no_number_anywhere() -> None:
     assert {t.flag for t in finding.times} == {"unreached"} and not finding.frontier
     assert all(r.ratio is None for r in finding.token_ratio)
     assert all(c.overhead.value is None and c.noise_scale.value is None for c in finding.critical)
-    assert "at no batch size can the tokens of muon and tuned adamw be compared" in finding.verdict
+    assert "muon and tuned adamw reach it at no batch size both" in finding.verdict
     assert {d.verdict for d in finding.dominance} == {"undefined"}
 
 
@@ -173,6 +173,8 @@ def test_a_broken_rule_withholds_every_judgement() -> None:
     edged = replace(point, cell=replace(point.cell, tuning=replace(point.cell.tuning, edges=("opt.lr",))))
     finding = conclude_batch(replace(evidence, points=(edged, *evidence.points[1:])), world.records)
     assert {r.judgement for r in finding.token_ratio} == {"withheld"}
+    assert {one.verdict for one in (*finding.trends, *finding.dominance)} == {"withheld"}
+    assert "adamw, batch 256 opt.lr = " in next(c.detail for c in finding.checks if c.name == "interior")
     assert finding.verdict == "Verdict withheld: interior is broken."
 
 
