@@ -78,17 +78,17 @@ def _ratio_sentence(name: str, baseline: str, ratios: Sequence[TokenRatio], tren
     counts = {"fewer": "better", "more": "worse"}
     counts = {word: sum(one.judgement == kind for one in known) for word, kind in counts.items()}
     first, second = sorted(counts, key=lambda word: -counts[word])
-    resolved = f"{first} tokens than tuned {baseline} at {counts[first]} of {len(ratios)} batch sizes"
+    resolved = f"{name} takes {first} tokens than tuned {baseline} at {counts[first]} of {len(ratios)} batch sizes"
     resolved += f" and {second} at {counts[second]}" if counts[second] else ""
     if not counts[first]:
-        resolved = f"at none of {len(ratios)} batch sizes resolvedly fewer or more tokens than tuned {baseline}"
+        resolved = f"{name} and tuned {baseline} differ resolvably at none of {len(ratios)} batch sizes"
     ends = [
         f"{_factor('', one.ratio, one.low, one.high)} at {one.batch_tokens:,}"
         for one in dict.fromkeys((known[0], known[-1]))
     ]
     course = {"grows": "growing with the batch", "falls": "falling with the batch"}
     runs = course.get(trend.verdict, "no trend with the batch resolved")
-    return f"{name} takes {resolved}; {baseline} over {name}: {' to '.join(ends)} tokens a step, {runs}."
+    return f"{resolved}; {baseline} over {name}: {' to '.join(ends)} tokens a step, {runs}."
 
 
 def _critical_sentence(critical: Sequence[CriticalBatch]) -> str:
