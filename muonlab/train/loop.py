@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,9 +21,10 @@ from muonlab.tasks.base import Task
 from muonlab.train.averaging import Average
 from muonlab.train.batches import dealt, micro_samples_of, samples_of, to_device
 from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state, seed_rng
-from muonlab.train.curves import thinned, thinned_series, typical
+from muonlab.train.curves import thinned, typical
 from muonlab.train.environment import environment, peak_bytes
 from muonlab.train.noise import NoiseProbe
+from muonlab.train.probes import Probes
 from muonlab.train.ranks import Alone
 from muonlab.train.schedules import lr_factor, progress_at
 from muonlab.train.state import AVERAGE, load_tensors, place_for, tensors_of
@@ -93,7 +94,6 @@ class _Run:
     losses: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     eval_curve: list[tuple[int, float]] = field(default_factory=list)
-    probes: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     eval_seconds: float = 0.0
     earlier_seconds: float = 0.0  # wall time before a resume
     num_observations: int = 0  # batches that were passed once more for what a rule observes
@@ -118,6 +118,7 @@ class _Run:
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.average = Average(self.model, spec.averaging) if spec.averaging else None
         self.noise = self._noise_probe() if self.noise_cost else None
+        self.probes = Probes(NOISE if self.noise_cost else ())
         self.spread: nn.Module = spread
         self.forward: nn.Module = torch.compile(spread) if spec.compile else spread
         if self.ranks.data_rank:  # other dropout than that of the first
@@ -144,7 +145,7 @@ class _Run:
         loss = self._backward(start, self.task.loss)
         if small and self.noise:
             measured = time.perf_counter()
-            self._note(step, self.noise.measure(small))
+            self.probes.note(step, self.noise.measure(small))
             aside += time.perf_counter() - measured
         norm = self.ranks.clip(self.params, self.spec.clip or math.inf)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -188,17 +189,12 @@ class _Run:
         restore_rng(before)
         return {p: gradient for p, gradient in zip(self.params, found, strict=True) if gradient is not None}
 
-    def _note(self, step: int, measured: Mapping[str, float]) -> None:
-        for name, value in measured.items():
-            if math.isfinite(value):
-                self.probes.setdefault(name, []).append((step, float(value)))
-
     def observe(self) -> None:
         """Add a point to the held-out curve; an evaluation that draws random numbers must not change the run."""
         before = rng_state(self.spec.device)
         self.eval_curve.append((self.step, self.evaluate()))
         if hasattr(self.task, "measures"):
-            self._note(self.step, self.task.measures(self.model))
+            self.probes.note(self.step, self.task.measures(self.model))
         restore_rng(before)
 
     def evaluate(self) -> float:
@@ -237,10 +233,7 @@ class _Run:
             train_loss=losses,
             eval_steps=tuple(step for step, _ in self.eval_curve),
             eval_loss=tuple(loss for _, loss in self.eval_curve),
-            probes={
-                name: thinned_series(self.probes.get(name, []))
-                for name in dict.fromkeys((*self.probes, *(NOISE if self.noise_cost else ())))
-            },
+            probes=self.probes.series(),
             diverged_step=self.diverged_step,
             last_finite_loss=self.losses[-1] if diverged and self.losses else None,
             error=self.reason,
@@ -267,7 +260,7 @@ class _Run:
             "param_groups": groups,
             "rng": [state for _, state in sorted(dict(generators).items())],  # by data rank
             "curves": [self.losses, self.step_seconds, [list(point) for point in self.eval_curve]],
-            "probes": {name: [list(point) for point in points] for name, points in self.probes.items()},
+            "probes": self.probes.state(),
             "noise_cost": self.noise_cost,
             "seconds": [self.earlier_seconds + time.perf_counter() - self.started, self.eval_seconds],
             "num_observations": self.num_observations,
@@ -293,7 +286,7 @@ class _Run:
         self.step = values["step"]
         self.losses, self.step_seconds = list(values["curves"][0]), list(values["curves"][1])
         self.eval_curve = [(int(step), loss) for step, loss in values["curves"][2]]
-        self.probes = {name: [(int(step), value) for step, value in p] for name, p in values.get("probes", {}).items()}
+        self.probes.load(values.get("probes", {}))
         self.earlier_seconds, self.eval_seconds = values["seconds"]
         self.num_observations = values["num_observations"]
         if len(values["rng"]) == self.ranks.num_data_ranks or not self.ranks.data_rank:
