@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from muonlab.errors import UsageError
-from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec
 from muonlab.records.evidence import BatchEvidence
-from muonlab.records.spec import Value
 from muonlab.records.watch import Watch
 from muonlab.study.batch import LEAST_STEPS, BatchRules, batch_sweep
 from muonlab.study.config import BatchConfig, ComparisonConfig, StudyConfig, validated
-from muonlab.study.plan import base_specs, check_tunable, conventions, named, starts_of, tuning_rules
+from muonlab.study.plan import OptimizersPlan, base_specs, check_tunable, named, tuning_rules
 from muonlab.study.price import Part, Price, num_configurations
 from muonlab.study.protocol import Protocol
 from muonlab.study.space import check_names, coordinates
@@ -24,11 +22,9 @@ WATCH = Watch(curve_points=32, noise_cost=0.02)
 
 
 @dataclass(frozen=True)
-class BatchPlan:
-    """A batch study ready to run."""
+class BatchPlan(OptimizersPlan):
+    """A batch study ready to run; its bases are at the reference batch and of the first length."""
 
-    bases: Mapping[str, RunSpec]  # at the reference batch and the first length
-    spaces: Mapping[str, Sequence[Hyperparameter]]
     rules: BatchRules
     device_model: Mapping[str, Any]
     watch: Watch = WATCH
@@ -36,16 +32,6 @@ class BatchPlan:
     def protocol(self, asked: Mapping[str, Any]) -> Protocol[BatchEvidence]:
         """The study, with what was asked for as its config."""
         return batch_sweep(self.bases, self.spaces, self.rules, {**asked, "device_model": dict(self.device_model)})
-
-    @property
-    def conventions(self) -> dict[str, dict[str, str]]:
-        """Per optimizer, what must be said before its learning rate means anything."""
-        return {name: conventions(base) for name, base in self.bases.items()}
-
-    @property
-    def starts(self) -> dict[str, dict[str, dict[str, Value]]]:
-        """Per optimizer and tuned coordinate, where its tuning starts, and who says so."""
-        return {name: starts_of(base, self.spaces[name]) for name, base in self.bases.items()}
 
     def price(self) -> Price:
         """What it takes if the first length suits every batch and no move is made, and what it can take at most."""

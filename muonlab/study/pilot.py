@@ -1,16 +1,15 @@
 """The pilot: one small sweep of lr and a few seeds with gradient noise measured, to choose a batch size by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from muonlab.errors import UsageError
-from muonlab.optim.rule import Hyperparameter
 from muonlab.records import Record, RunSpec
 from muonlab.records.spec import Value
 from muonlab.records.watch import Watch
 from muonlab.study.batch_plan import at_batch
 from muonlab.study.config import BatchConfig
-from muonlab.study.plan import FIRST_TUNING_SEED, base_specs, check_tunable, named
+from muonlab.study.plan import FIRST_TUNING_SEED, OptimizersPlan, base_specs, check_tunable, named
 from muonlab.study.price import Part, Price, num_configurations
 from muonlab.study.protocol import Protocol, gather
 from muonlab.study.space import coordinates
@@ -36,11 +35,9 @@ class Pilot:
 
 
 @dataclass(frozen=True)
-class PilotPlan:
+class PilotPlan(OptimizersPlan):
     """A pilot ready to run."""
 
-    bases: Mapping[str, RunSpec]
-    spaces: Mapping[str, Sequence[Hyperparameter]]
     budget: int
     candidates: tuple[int, ...]
     seeds: tuple[int, ...]

@@ -23,6 +23,7 @@ from muonlab.tasks.rehearsal import rehearse
 from muonlab.train.loop import check_observation
 
 __all__ = [
+    "OptimizersPlan",
     "Plan",
     "base_specs",
     "check_tunable",
@@ -38,17 +39,11 @@ FIRST_TUNING_SEED = 1000  # added to the first seed: tuning seeds and final seed
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A comparison ready to run."""
+class OptimizersPlan:
+    """What a study is about that has one run of each optimizer to begin with."""
 
     bases: Mapping[str, RunSpec]
     spaces: Mapping[str, Sequence[Hyperparameter]]
-    rules: ComparisonRules
-    fixed: Mapping[str, Mapping[str, Value]]  # what each variant sets and no tuning changes
-
-    def protocol(self, asked: Mapping[str, Any]) -> Protocol[Evidence]:
-        """The comparison, with what was asked for as its config."""
-        return compare(self.bases, self.spaces, self.rules, asked, self.fixed)
 
     @property
     def conventions(self) -> dict[str, dict[str, str]]:
@@ -59,6 +54,18 @@ class Plan:
     def starts(self) -> dict[str, dict[str, dict[str, Value]]]:
         """Per optimizer and tuned coordinate, where its tuning starts, and who says so."""
         return {name: starts_of(base, self.spaces[name]) for name, base in self.bases.items()}
+
+
+@dataclass(frozen=True)
+class Plan(OptimizersPlan):
+    """A comparison ready to run."""
+
+    rules: ComparisonRules
+    fixed: Mapping[str, Mapping[str, Value]]  # what each variant sets and no tuning changes
+
+    def protocol(self, asked: Mapping[str, Any]) -> Protocol[Evidence]:
+        """The comparison, with what was asked for as its config."""
+        return compare(self.bases, self.spaces, self.rules, asked, self.fixed)
 
     def price(self, *, final_runs: bool = True) -> Price:
         """What it takes if no move is made, no grid extended and no seed added, and what it can take at most.
