@@ -22,7 +22,7 @@ BEYOND = 1.02  # times the bound: bfloat16 adds about 0.01 to a direction
 
 
 def explain_table(pairs: Pairs, reasons: Mapping[str, str]) -> str:
-    """One line per parameter: name, shape, role, rule, why, and the size of a step. Below them, what `_warnings` finds."""
+    """One line per parameter: name, shape, role, rule, why, and the size of a step. Then warnings."""
     rows = [("parameter", "shape", "role", "rule", "why", "step size")]
     for rule, group, members in _named(pairs):
         for name, p in members:
@@ -47,7 +47,12 @@ def _warnings(pairs: Pairs) -> Iterator[str]:
             whom = members[0][0] + (f" and {len(members) - 1} more" if len(members) > 1 else "")
             what = "above 2 the weights diverge" if shrink > 2 else "above 1 decay overshoots, and bounds them less"
             yield f"warning: lr x weight_decay is {shrink:.4g} for {whom}: {what}"
-        elif rule.weight_decay and _whitens_momentum(rule) and rule.step_unit == "spectral norm":
+        elif (
+            rule.weight_decay
+            and isinstance(rule, OrthogonalRule)
+            and _whitens_momentum(rule)
+            and "spectral" in rule.step_unit
+        ):
             beyond = [found for name, p in members if (found := (*_over_bound(rule, group, p), name))[0] > BEYOND]
             if beyond:
                 ratio, bound, name = max(beyond)

@@ -32,13 +32,13 @@ class _Weight(nn.Module):
 class Matrix:
     """Minimise a smooth function of one matrix, seen through noise on its gradient; the start is zero.
 
-    Math     f(W) = sum_ij h_ij q(W_ij - W*_ij), q(d) = d^2 / 2, or tail^2 log(1 + (d / tail)^2) / 2, which is not convex;
-             h falls from `smoothness` to smoothness / condition over rows and columns; W* has `rank` singular values
-             of `distance`, the others are 0. A sample adds <N, W>, so its gradient is the true one + N, with E N = 0
-             and E |N|_F^2 = sigma^2, independent of all others:
+    Math     f(W) = sum_ij h_ij q(W_ij - W*_ij); q(d) = d^2 / 2, or tail^2 log(1 + (d / tail)^2) / 2, which is not
+             convex; h falls from `smoothness` to smoothness / condition over rows and columns; W* has `rank` singular
+             values of `distance`, the others are 0. A sample adds <N, W>, so its gradient is the true one + N, with
+             E N = 0 and E |N|_F^2 = sigma^2, independent of all others:
              signs   every element is +-sigma / sqrt(rows cols)
-             skewed  z times the direction of W*, where one sample in 16 has z = -3.9 sigma and all others 0.26 sigma:
-                     most samples point away from the optimum
+             skewed  z times the direction of W*; one sample in 16, on average, has z = -3.9 sigma, all others 0.26
+                     sigma: most samples point away from the optimum
     Range    f is `smoothness`-smooth in the Frobenius norm, tightly; f* = 0
     Source   ours
     Raises   UsageError for a value that no such problem has
