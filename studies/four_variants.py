@@ -307,7 +307,7 @@ def least(sfo: Sequence[float]) -> str:
 def dependence(found: dict[Arm, Cells], target: float) -> Iterator[tuple[str, ...]]:
     for arm, cells in found.items():
         tuned = samples(cells, target)
-        best = [min(STEPS, key=lambda lr: cells[lr, b].reach(target)) for b in BATCHES]  # noqa: B023
+        best = [min(STEPS, key=lambda lr: cells[lr, b].reach(target)) for b in BATCHES]
         rates = ", ".join(f"{lr:g}" if math.isfinite(s) else "-" for lr, s in zip(best, tuned, strict=True))
         fixed = [number(critical_batch(BATCHES, samples(cells, target, lr))) for lr in STEPS]
         yield (

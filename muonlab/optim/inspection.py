@@ -32,41 +32,34 @@ def explain_table(pairs: Pairs, reasons: Mapping[str, str]) -> str:
     return "\n".join([*(line.rstrip() for line in lines), *_warnings(pairs)])
 
 
-@torch.no_grad()
 def _warnings(pairs: Pairs) -> Iterator[str]:
-    """Groups whose decoupled decay does not keep |W|_2 <= scale x ceiling of the polar factor / weight_decay: because
-    lr x weight_decay is above 1, or because a weight is beyond.
-
-    Norms are taken of weights that this process has whole, by power iteration where Frobenius' norm leaves it open.
-    """
+    """Of groups whose decoupled decay does not bound their weights: lr x weight_decay is above 1, or a weight is beyond."""
     for rule, group, members in _named(pairs):
-        if not rule.is_matrix_rule() or rule.application == "sphere" or rule.decay != "decoupled":
-            continue
         shrink = rule.lr * rule.weight_decay
+        if not (rule.is_matrix_rule() and rule.application == "additive" and rule.decay == "decoupled" and shrink):
+            continue
         if shrink > 1 and members:
             whom = members[0][0] + (f" and {len(members) - 1} more" if len(members) > 1 else "")
             what = "above 2 the weights diverge" if shrink > 2 else "above 1 decay overshoots, and bounds them less"
             yield f"warning: lr x weight_decay is {shrink:.4g} for {whom}: {what}"
-        elif (
-            rule.weight_decay
-            and isinstance(rule, OrthogonalRule)
-            and _whitens_momentum(rule)
-            and "spectral" in rule.step_unit
-        ):
-            beyond = [found for name, p in members if (found := (*_over_bound(rule, group, p), name))[0] > BEYOND]
-            if beyond:
-                ratio, bound, name = max(beyond)
-                more = f" (and of {len(beyond) - 1} more)" if len(beyond) > 1 else ""
-                yield (
-                    f"warning: the spectral norm of {name}{more} is {ratio:.3g} times {bound:.4g}, "
-                    "to which decay shrinks it in the long run"
-                )
+        elif beyond := [(*found, name) for name, p in members if (found := _over_bound(rule, group, p))[0] > BEYOND]:
+            ratio, bound, name = max(beyond)
+            more = f" (and of {len(beyond) - 1} more)" if len(beyond) > 1 else ""
+            norm = f"the spectral norm of {name}{more} is {ratio:.3g} times {bound:.4g}"
+            yield f"warning: {norm}, to which decay shrinks it in the long run"
 
 
-def _over_bound(rule: OrthogonalRule, group: Mapping[str, Any], p: Tensor) -> tuple[float, float]:
-    """Spectral norm over its bound, and the bound, of the worst matrix of a weight; 0, 0 if within it, or not here."""
+@torch.no_grad()
+def _over_bound(rule: Rule, group: Mapping[str, Any], p: Tensor) -> tuple[float, float]:
+    """Spectral norm over its bound, and the bound, of the worst matrix of a weight; 0, 0 if all are within theirs.
+
+    Of weights that are spread over ranks nothing is known here. Power iteration only where Frobenius' norm is beyond.
+    """
+    bounded = isinstance(rule, OrthogonalRule) and _whitens_momentum(rule) and rule.step_unit == "spectral norm"
     worst = 0.0, 0.0
-    for block in () if is_dtensor(p) or p.is_meta or not p.numel() else blocks_of(p.shape, group):
+    if not bounded or is_dtensor(p) or p.is_meta or not p.numel():
+        return worst
+    for block in blocks_of(p.shape, group):
         w = block.of(p).reshape(block.shape).to(torch.float32)
         bound = rule.scale(block.shape) * rule.ceiling(block.shape, p.device.type) / rule.weight_decay
         if float(torch.linalg.matrix_norm(w).max()) > bound > 0:

@@ -112,7 +112,7 @@ def test_momentum_lowers_the_critical_batch_where_lr_is_tuned_and_may_raise_it_w
 
 
 def test_the_bound_asks_for_weights_that_stay_bounded():
-    with pytest.raises(ValueError, match="lr x weight_decay is 1.5: the bound needs at most 1"):
+    with pytest.raises(ValueError, match=r"lr x weight_decay is 1\.5: the bound needs at most 1"):
         replace(PLAIN, weight_decay=3.0).fixed(0.5)
 
 
