@@ -33,7 +33,7 @@ def explain_table(pairs: Pairs, reasons: Mapping[str, str]) -> str:
 
 
 def _warnings(pairs: Pairs) -> Iterator[str]:
-    """Of groups whose decoupled decay does not bound their weights: lr x weight_decay is above 1, or a weight is beyond."""
+    """Groups whose decoupled decay does not bound their weights: lr x weight_decay is above 1, or a weight beyond."""
     for rule, group, members in _named(pairs):
         shrink = rule.lr * rule.weight_decay
         if not (rule.is_matrix_rule() and rule.application == "additive" and rule.decay == "decoupled" and shrink):
