@@ -46,9 +46,8 @@ def test_every_run_is_another_one_and_of_its_variant(script):
     assert {(arm.nesterov, bool(arm.weight_decay)) for arm in script.VARIANTS} == {
         *((False, False), (True, False), (False, True), (True, True))
     }
-    assert max(script.BATCHES) >= 64 * min(script.BATCHES) and len({arm.name for arm in script.ARMS}) == len(
-        script.ARMS
-    )
+    names = {arm.name for arm in script.ARMS}
+    assert len(names) == len(script.ARMS) and max(script.BATCHES) >= 64 * min(script.BATCHES)
     for spec, arm in specs.items():
         assert spec.num_steps == script.STEPS[spec.get("opt.lr")] and not spec.clip
         assert spec.get("opt.lr") * arm.weight_decay <= 1 and spec.polar == "exact:float64"
