@@ -531,7 +531,7 @@ EXPLAINED = {
     {", ".join(f"{steps} steps at lr {lr:g}" for lr, steps in STEPS.items())}; *never*: the bound never gets there.
     *Tuned*: the best learning rate for each batch, of the grid where it is measured, of all for the bound.""",
     "Momentum, decay, noise": """
-    Critical batches as in the first table. The claim's is at a floor of 0, and of the square of a gradient where that of a
+    Critical batches as in the first table. The claim is at a floor of 0, and has the square of a gradient where a
     gradient should be: where it agrees with what is measured, units make it. *Beyond*: the samples at the largest batch
     are not twice the fewest; *none*: no batch gets to the target. A star: the edge of the grid. The
     last column counts until the latest iterates are at the target, not the mean over all: how time to a target is

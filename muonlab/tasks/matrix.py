@@ -64,17 +64,20 @@ class Matrix:
     noise: str = "signs"
 
     def __post_init__(self) -> None:
-        for name, most in (("rows", math.inf), ("cols", math.inf), ("rank", min(self.rows, self.cols))):
+        for name in ("rows", "cols", "rank"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                limit = "" if most == math.inf else " and at most min(rows, cols)"
-                raise UsageError(f"task.{name} must be a whole number of at least 1{limit}, got {value!r}")
-        for name in ("distance", "smoothness", "condition", "tail", "sigma"):
-            value, least = getattr(self, name), 1 if name == "condition" else 0
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or value < least or (value == 0 and name in ("distance", "smoothness")):
-                wanted = {"condition": "of at least 1", "tail": "of at least 0", "sigma": "of at least 0"}
-                raise UsageError(f"task.{name} must be a finite number {wanted.get(name, 'above 0')}, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"task.{name} must be a whole number of at least 1, got {value!r}")
+        if self.rank > min(self.rows, self.cols):
+            raise UsageError(
+                f"task.rank must be at most {min(self.rows, self.cols)}, the shorter side, got {self.rank}"
+            )
+        for name, least in {"distance": 0, "smoothness": 0, "condition": 1, "tail": 0, "sigma": 0}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+                raise UsageError(f"task.{name} must be a finite number of at least {least}, got {value!r}")
+        if not self.distance or not self.smoothness:
+            raise UsageError("task.distance and task.smoothness must be above 0: there is nothing to learn otherwise")
         if self.noise not in NOISES:
             raise unknown("task.noise", self.noise, NOISES)
 

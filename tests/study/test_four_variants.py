@@ -73,10 +73,11 @@ def test_a_curve_begins_at_the_known_start(script):
     found = script.curve(arm, runs)
     assert found.counts.tolist() == [1, 2, 4] and found.latest[1] == pytest.approx([start, 1.1, 0.2])
     assert found.averages[0] == pytest.approx([start, (start + 1.1) / 2, (start + 1.1 + 2 * 0.2) / 4])
-    assert found.reach(start) == 1 and found.reach(1.0) == 4 and math.isinf(found.reach(0.5))
-    assert found.reach(1.5, latest=True) == 2
-    plain = script.curve(script.Arm(), runs)
-    assert plain.latest[0] == pytest.approx([start, 1.0, 0.4])
+    assert found.reach(start) == 1 and math.isinf(found.reach(0.5))
+    assert 2 < found.reach(1.0) < 4 == found.reach((start + 1.1 + 2 * 0.2) / 4)  # linear between points
+    assert found.reach(0.65, latest=True) == pytest.approx(3.0)
+    for plain in (script.curve(script.Arm(), runs), script.curve(arm, runs, gap=False)):
+        assert plain.latest[0] == pytest.approx([start, 1.0, 0.4])
 
 
 @pytest.mark.parametrize(
@@ -127,8 +128,9 @@ def test_answers_to_planted_changes(script, noise, verdict):
         old: planted(script, lambda lr: Bound(start=100.0, noise=2.0, floor=0.2, power=0.5)),
         new: planted(script, lambda lr: Bound(start=100.0, noise=noise, floor=0.2, power=0.5)),
     }
-    text, claimed, derived, _, said = script.answer(found, "momentum", (old, new), (1.0, 1.0))
-    assert (text, claimed, said) == ("momentum", "x0.1", verdict)
+    text, claimed, derived, _, said = script.change(found, "momentum", (old, 1.0, None), (new, 1.0, None))
+    assert (text, claimed, said) == ("momentum; target 1, lr tuned", "x0.1", verdict)
+    assert script.change(found, "", (old, 1.0, None), (new, 1.0, None), bounded=False)[2] == "-"
     assert float(derived[1:]) == pytest.approx((0.05 / 1.95) / (0.5 / 1.5), rel=0.1)  # the variance of an average
 
 
@@ -140,9 +142,8 @@ def test_a_run_that_is_missing_is_no_result(script, records):
 
 
 def test_the_page_is_what_the_results_say(script, records):
-    found = script.curves(records)
-    page = script.page(found, records)
-    assert script.PAGE.read_text() == page and script.FIGURE.exists() and script.RESULTS.stat().st_size < 1_000_000
-    for row in script.held(found):
+    assert script.PAGE.read_text() == script.page(records)
+    assert script.FIGURE.exists() and script.RESULTS.stat().st_size < 1_000_000
+    for row in script.held(script.curves(records)):
         held, total = row[4].split(" of ")
         assert held == total and float(row[5].split()[0]) >= 1, row[0]

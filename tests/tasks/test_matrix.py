@@ -152,8 +152,9 @@ def test_a_run_records_what_is_measured_after_watched_steps():
     ("options", "message"),
     [
         ({"rows": 0}, "task.rows must be a whole number of at least 1, got 0"),
-        ({"rank": 9}, "task.rank must be a whole number of at least 1 and at most min\\(rows, cols\\), got 9"),
-        ({"distance": 0}, "task.distance must be a finite number above 0"),
+        ({"rank": 9}, "task.rank must be at most 8, the shorter side, got 9"),
+        ({"cols": "8"}, "task.cols must be a whole number of at least 1, got '8'"),
+        ({"distance": 0}, "task.distance and task.smoothness must be above 0"),
         ({"condition": 0.5}, "task.condition must be a finite number of at least 1"),
         ({"sigma": -1}, "task.sigma must be a finite number of at least 0"),
         ({"tail": math.nan}, "task.tail must be a finite number of at least 0"),
