@@ -529,7 +529,8 @@ EXPLAINED = {
     "Samples to the target": f"""
     Measured / by the bound, target {TARGETS[0]:g}. *Unreached*: not within the run, of
     {", ".join(f"{steps} steps at lr {lr:g}" for lr, steps in STEPS.items())}; *never*: the bound never gets there.
-    *Tuned*: the best learning rate for each batch, of the grid where it is measured, of all for the bound.""",
+    What is unreached may be reached at a smaller learning rate in a longer run. *Tuned*: the best learning rate for each
+    batch, of the grid where it is measured, of all for the bound.""",
     "Momentum, decay, noise": """
     Critical batches as in the first table. The claim is at a floor of 0, and has the square of a gradient where a
     gradient should be: where it agrees with what is measured, units make it. *Beyond*: the samples at the largest batch
