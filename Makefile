@@ -60,9 +60,10 @@ ladder-page: $(READY)  ## docs/ladder_results.md again, from studies/ladder_resu
 
 four-variants: $(READY)  ## Muon's four variants on a matrix whose constants are known: ten minutes on two cores, and the page
 	OMP_NUM_THREADS=1 $(PYTHON) studies/four_variants.py --store four_variants.db
+	$(PYTHON) studies/four_variants_page.py
 
 four-variants-page: $(READY)  ## docs/four_variants.md and its figure again, from studies/four_variants_results.json.gz
-	$(PYTHON) studies/four_variants.py
+	$(PYTHON) studies/four_variants_page.py
 
 routes: $(READY)  ## time the ways to the polar factor and rewrite the table behind polar="auto"
 	$(PYTHON) benchmarks/polar.py --out benchmarks/results/polar.json --table muonlab/kernels/routes.json

@@ -1,6 +1,6 @@
 """The study of the four variants: its runs, what it reads off curves, its answers to planted ones, its page."""
 
-import importlib.util
+import importlib
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +13,19 @@ from muonlab.optim import catalog
 from muonlab.records import Record
 from muonlab.records.watch import Series
 
-SCRIPT = Path(__file__).parents[2] / "studies" / "four_variants.py"
+STUDIES = Path(__file__).parents[2] / "studies"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("four_variants", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(STUDIES)
+        yield importlib.import_module("four_variants")
+
+
+@pytest.fixture(scope="module")
+def page(script):
+    return importlib.import_module("four_variants_page")
 
 
 @pytest.fixture(scope="module")
@@ -93,25 +97,25 @@ def test_the_critical_batch_of_a_curve(script, sfo, expected):
     assert script.critical_batch(script.BATCHES, sfo) == pytest.approx(expected, rel=0.01, nan_ok=True)
 
 
-def test_a_planted_critical_batch_is_measured(script):
+def test_a_planted_critical_batch_is_measured(script, page):
     bound = Bound(start=100.0, noise=2.0, floor=0.2, power=0.5)
     cells = planted(script, lambda lr: bound)
     fine = np.geomspace(1, 1e4, 2000)
     truth = script.critical_batch(fine, [bound.samples(1.0, batch) for batch in fine])
     found, low, high = script.measured(cells, 1.0)
     assert found == low == high == pytest.approx(truth, rel=0.15)
-    assert script.least(script.samples(cells, 1.0)) == "16"  # b* is 14.06
+    assert page.least(script.samples(cells, 1.0)) == "16"  # b* is 14.06
     assert script.measured(cells, 0.1) == pytest.approx((math.nan,) * 3, nan_ok=True)
 
 
-def test_what_is_never_reached_is_shown_so(script):
+def test_what_is_never_reached_is_shown_so(script, page):
     arm = script.Arm()
     cells = planted(script, lambda lr: Bound(start=1.0, noise=2.0, floor=0.2 if lr < 0.1 else 5.0, power=0.5))
-    rows = {row[1]: row for row in script.oracle(arm, cells, 1.0)}
+    rows = {row[1]: row for row in page.oracle(arm, cells, 1.0)}
     assert set(rows) == {f"{lr:g}" for lr in script.STEPS} | {"tuned"}
     assert all(cell == "unreached / never" for cell in rows["0.5"][2:8]) and rows["0.5"][8] == "unreached"
     assert rows["0.005"][2] == "unreached / never" and rows["0.005"][8] == rows["tuned"][8] == "16"
-    assert list(script.best_lrs(cells, 1.0)) == ["-", "-", *(f"{min(script.STEPS):g}*",) * 4]
+    assert list(page.best_lrs(cells, 1.0)) == ["-", "-", *(f"{min(script.STEPS):g}*",) * 4]
 
 
 @pytest.mark.parametrize(
@@ -122,15 +126,15 @@ def test_what_is_never_reached_is_shown_so(script):
         (1e3, "open"),
     ],
 )
-def test_answers_to_planted_changes(script, noise, verdict):
+def test_answers_to_planted_changes(script, page, noise, verdict):
     old, new = script.Arm(momentum=0.5), script.Arm(momentum=0.95)
     found = {
         old: planted(script, lambda lr: Bound(start=100.0, noise=2.0, floor=0.2, power=0.5)),
         new: planted(script, lambda lr: Bound(start=100.0, noise=noise, floor=0.2, power=0.5)),
     }
-    text, claimed, derived, _, said = script.change(found, "momentum", (old, 1.0, None), (new, 1.0, None))
+    text, claimed, derived, _, said = page.change(found, "momentum", (old, 1.0, None), (new, 1.0, None))
     assert (text, claimed, said) == ("momentum; target 1, lr tuned", "x0.1", verdict)
-    assert script.change(found, "", (old, 1.0, None), (new, 1.0, None), bounded=False)[2] == "-"
+    assert page.change(found, "", (old, 1.0, None), (new, 1.0, None), bounded=False)[2] == "-"
     assert float(derived[1:]) == pytest.approx((0.05 / 1.95) / (0.5 / 1.5), rel=0.1)  # the variance of an average
 
 
@@ -141,9 +145,9 @@ def test_a_run_that_is_missing_is_no_result(script, records):
         script.curves([replace(records[0], outcome="diverged"), *records[1:]])
 
 
-def test_the_page_is_what_the_results_say(script, records):
-    assert script.PAGE.read_text() == script.page(records)
-    assert script.FIGURE.exists() and script.RESULTS.stat().st_size < 1_000_000
-    for row in script.held(script.curves(records)):
+def test_the_page_is_what_the_results_say(script, page, records):
+    assert page.PAGE.read_text() == page.page(records)
+    assert page.FIGURE.exists() and script.RESULTS.stat().st_size < 1_000_000
+    for row in page.held(script.curves(records)):
         held, total = row[4].split(" of ")
         assert held == total and float(row[5].split()[0]) >= 1, row[0]
