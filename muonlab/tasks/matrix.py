@@ -68,10 +68,9 @@ class Matrix:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"task.{name} must be a whole number of at least 1, got {value!r}")
-        if self.rank > min(self.rows, self.cols):
-            raise UsageError(
-                f"task.rank must be at most {min(self.rows, self.cols)}, the shorter side, got {self.rank}"
-            )
+        shorter = min(self.rows, self.cols)
+        if self.rank > shorter:
+            raise UsageError(f"task.rank must be at most {shorter}, the shorter side, got {self.rank}")
         for name, least in {"distance": 0, "smoothness": 0, "condition": 1, "tail": 0, "sigma": 0}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
@@ -160,7 +159,8 @@ class Matrix:
     @cached_property
     def curvature(self) -> NDArray[np.float64]:
         """h: (rows, cols)."""
-        sides = [self.condition ** (-np.linspace(0, 0.5, n) if n > 1 else np.zeros(1)) for n in (self.rows, self.cols)]
+        exponent = 0.5 if min(self.rows, self.cols) > 1 else 1.0
+        sides = (self.condition ** -np.linspace(0, exponent, size) for size in (self.rows, self.cols))
         return self.smoothness * np.outer(*sides)
 
     def _tensor(self, name: str, like: Tensor) -> Tensor:

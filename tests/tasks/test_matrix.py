@@ -113,6 +113,8 @@ def test_smoothness_bounds_the_change_of_the_gradient_and_is_attained(task):
     slope = (task.gradient(task.optimum + step) - task.gradient(task.optimum - step))[0, 0] / 2e-4
     assert slope == pytest.approx(3.0, rel=1e-6)
     assert task.curvature.max() / task.curvature.min() == pytest.approx(16.0)
+    row = Matrix(rows=1, cols=9, rank=1, condition=16.0)
+    assert row.curvature.max() / row.curvature.min() == pytest.approx(16.0)
 
 
 def test_a_tail_makes_it_concave_far_out_and_nothing_near():
