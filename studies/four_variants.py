@@ -128,6 +128,10 @@ class Curve:
         ends = slice(max(0, hit - 1), hit + 1)
         return float(np.interp(-target, -values[ends], self.counts[ends]))
 
+    def average_at(self, count: float) -> float:
+        """The mean over so many iterates, and over seeds; between points linear."""
+        return float(np.interp(count, self.counts, self.averages.mean(0)))
+
     def without(self, seed: int) -> "Curve":
         return Curve(self.counts, *(np.delete(values, seed, 0) for values in (self.averages, self.latest)))
 
