@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need first.
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-dist test-gpu test-triton test-integrations lint setup mutants calibrate bench ladder
-.PHONY: ladder-page batch batch-page routes clean
+.PHONY: ladder-page batch batch-page four-variants four-variants-page routes clean
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
@@ -66,6 +66,13 @@ batch-page: $(READY)  ## docs/batch_results.md again, from studies/batch_results
 
 ladder-page: $(READY)  ## docs/ladder_results.md again, from studies/ladder_results.json.gz
 	$(PYTHON) studies/ladder.py
+
+four-variants: $(READY)  ## Muon's four variants on a matrix whose constants are known: ten minutes on two cores, and the page
+	OMP_NUM_THREADS=1 $(PYTHON) studies/four_variants.py --store four_variants.db
+	$(PYTHON) studies/four_variants_page.py
+
+four-variants-page: $(READY)  ## docs/four_variants.md and its figure again, from studies/four_variants_results.json.gz
+	$(PYTHON) studies/four_variants_page.py
 
 routes: $(READY)  ## time the ways to the polar factor and rewrite the table behind polar="auto"
 	$(PYTHON) benchmarks/polar.py --out benchmarks/results/polar.json --table muonlab/kernels/routes.json

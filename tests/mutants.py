@@ -256,6 +256,14 @@ MUTANTS = (
            "            _agree(record, store)\n            store.put(record)\n", ASKING),
     Mutant("seed missing from the key", "muonlab/records/spec.py", "seed: int = 0  #",
            'seed: int = field(default=0, metadata={"in_key": False})  #', RECORDS),
+    Mutant("look-ahead has the noise of plain momentum", "muonlab/analyze/bounds.py", "beta**4 * variance",
+           "beta**2 * variance", f"{ANALYZE}/test_bounds.py"),
+    Mutant("skewed noise is not centred", "muonlab/tasks/matrix.py", "math.sqrt(p / (1 - p)))", "math.sqrt(p))",
+           f"{TASKS}/test_matrix.py"),
+    Mutant("a weight's bound forgets the scale of its shape", "muonlab/optim/inspection.py",
+           "bound = rule.scale(block.shape) * rule", "bound = rule", f"{OPTIM}/test_boundedness.py"),
+    Mutant("the known start left out of a running mean", "studies/four_variants.py", "np.full((len(runs), 1), arm",
+           "0 * np.full((len(runs), 1), arm", f"{STUDY}/test_four_variants.py"),
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ DEFAULT_ARTIFACTS = Path("muonlab-artifacts")
 
 OWN = "path/to/file.py:Class or module:Class"
 
-TASK = typer.Argument(metavar="TASK", help=f"text, text-synthetic, or a task of your own: {OWN}")
+TASK = typer.Argument(metavar="TASK", help=f"text, text-synthetic, matrix, or a task of your own: {OWN}")
 Task = Annotated[str, TASK]
 Optimizer = Annotated[str, typer.Option("--optimizer", help=f"Name of an optimizer, or one of your own: {OWN}.")]
 Optimizers = Annotated[

@@ -1,13 +1,14 @@
 """Which method computes a polar factor: what was asked for, made definite, and the committed table behind "auto"."""
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from muonlab.kernels.coefficients import COEFFICIENTS, JORDAN, Coefficients
-from muonlab.kernels.rational import MAX_POLES
+from muonlab.kernels.rational import MAX_POLES, POLES
 
 __all__ = ["DTYPES", "METHODS", "Route", "refuse_tf32", "resolve"]
 
@@ -51,6 +52,18 @@ class Route:
             parts.append(str(self.num_poles))
         parts.append(str(self.dtype).removeprefix("torch."))
         return ":".join([*parts, f"damping={self.damping:g}"] if self.damping else parts)
+
+    @property
+    def ceiling(self) -> float:
+        """No singular value of a result is above it, but for rounding; inf where nobody has measured it.
+
+        >>> [Route.parse(name).ceiling for name in ("exact:float64", "rational:3:float32", "gram:jordan:5:float32")]
+        [1.0, 1.063, 1.203]
+        """
+        if self.method == "exact":
+            return 1.0
+        band = POLES[self.num_poles].band if self.coefficients is None else self.coefficients.band
+        return band[1] if band else math.inf
 
     @classmethod
     def parse(cls, description: str) -> "Route":

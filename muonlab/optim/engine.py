@@ -331,7 +331,11 @@ class Engine(torch.optim.Optimizer):
         return {**super().__getstate__(), "_reasons": self._reasons}
 
     def explain(self) -> str:
-        """A table of every parameter: its role, the rule that updates it, why, and the size of a step."""
+        """A table of every parameter: its role, the rule that updates it, why, and the size of a step.
+
+        Below it a warning where decoupled decay does not bound the weights: lr x weight_decay above 1, or a weight
+        whose spectral norm is beyond scale / weight_decay.
+        """
         return explain_table(
             [(self._rule(group).from_group(group), group) for group in self.param_groups], self._reasons
         )

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from muonlab.optim.blocks import Block, blocks_of
+from muonlab.optim.orthogonal import OrthogonalRule
 from muonlab.optim.rule import Rule, Shape
-from muonlab.optim.sharding import whole_of
+from muonlab.optim.sharding import is_dtensor, whole_of
 from muonlab.optim.state import lr_fraction, state_key
 from muonlab.optim.update import MatrixState, on_sphere
 
@@ -17,17 +18,53 @@ __all__ = ["diagnostics_of", "explain_table"]
 
 Pairs = Sequence[tuple[Rule, Mapping[str, Any]]]
 POWER_STEPS = 12
+BEYOND = 1.02  # times the bound: bfloat16 adds about 0.01 to a direction
 
 
 def explain_table(pairs: Pairs, reasons: Mapping[str, str]) -> str:
-    """One line per parameter: name, shape, role, rule, why, and the size of a step."""
+    """One line per parameter: name, shape, role, rule, why, and the size of a step. Then warnings."""
     rows = [("parameter", "shape", "role", "rule", "why", "step size")]
     for rule, group, members in _named(pairs):
         for name, p in members:
             rows.append((name, *_explain(rule, group, reasons.get(name), p)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join([*(line.rstrip() for line in lines), *_warnings(pairs)])
+
+
+def _warnings(pairs: Pairs) -> Iterator[str]:
+    """Groups whose decoupled decay does not bound their weights: lr x weight_decay is above 1, or a weight beyond."""
+    for rule, group, members in _named(pairs):
+        shrink = rule.lr * rule.weight_decay
+        if not (rule.is_matrix_rule() and rule.application == "additive" and rule.decay == "decoupled" and shrink):
+            continue
+        if shrink > 1 and members:
+            whom = members[0][0] + (f" and {len(members) - 1} more" if len(members) > 1 else "")
+            what = "above 2 the weights diverge" if shrink > 2 else "above 1 decay overshoots, and bounds them less"
+            yield f"warning: lr x weight_decay is {shrink:.4g} for {whom}: {what}"
+        elif beyond := [(*found, name) for name, p in members if (found := _over_bound(rule, group, p))[0] > BEYOND]:
+            ratio, bound, name = max(beyond)
+            more = f" (and of {len(beyond) - 1} more)" if len(beyond) > 1 else ""
+            norm = f"the spectral norm of {name}{more} is {ratio:.3g} times {bound:.4g}"
+            yield f"warning: {norm}, to which decay shrinks it in the long run"
+
+
+@torch.no_grad()
+def _over_bound(rule: Rule, group: Mapping[str, Any], p: Tensor) -> tuple[float, float]:
+    """Spectral norm over its bound, and the bound, of the worst matrix of a weight; 0, 0 if all are within theirs.
+
+    Of weights that are spread over ranks nothing is known here. Power iteration only where Frobenius' norm is beyond.
+    """
+    bounded = isinstance(rule, OrthogonalRule) and _whitens_momentum(rule) and rule.step_unit == "spectral norm"
+    worst = 0.0, 0.0
+    if not bounded or is_dtensor(p) or p.is_meta or not p.numel():
+        return worst
+    for block in blocks_of(p.shape, group):
+        w = block.of(p).reshape(block.shape).to(torch.float32)
+        bound = rule.scale(block.shape) * rule.ceiling(block.shape, p.device.type) / rule.weight_decay
+        if float(torch.linalg.matrix_norm(w).max()) > bound > 0:
+            worst = max(worst, (float(_spectral_norm(w).max()) / bound, bound))
+    return worst
 
 
 def _named(pairs: Pairs) -> Iterator[tuple[Rule, Mapping[str, Any], list[tuple[str, Tensor]]]]:

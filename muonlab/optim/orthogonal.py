@@ -112,6 +112,10 @@ class OrthogonalRule(Rule):
     def scale(self, shape: tuple[int, ...]) -> float:
         return update_scale(*shape[-2:], self.adjust_lr_fn)
 
+    def ceiling(self, shape: tuple[int, ...], device_type: str = "cpu") -> float:
+        """No singular value of a direction of this shape is above it, but for rounding; inf where it is not known."""
+        return resolve(*shape[-2:], **self._polar, device_type=device_type).ceiling
+
     def describe_polar(self, shape: tuple[int, ...] | None = None, device_type: str = "cpu") -> str:
         if self.polar == "auto" and shape is None:
             return "auto"

@@ -27,7 +27,11 @@ __all__ = [
     "roles_of",
 ]
 
-TASKS = {"text": "muonlab.tasks.text:Text", "text-synthetic": "muonlab.tasks.synthetic:Synthetic"}
+TASKS = {
+    "text": "muonlab.tasks.text:Text",
+    "text-synthetic": "muonlab.tasks.synthetic:Synthetic",
+    "matrix": "muonlab.tasks.matrix:Matrix",
+}
 METHODS = ("build", "batch", "loss", "evaluation")
 
 
