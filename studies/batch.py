@@ -10,9 +10,9 @@ python studies/batch.py                       # writes the page again, from the 
 import argparse
 import gzip
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+from writing import interval, table
 
 from muonlab.analyze.batch import BatchFinding
 from muonlab.analyze.critical_batch import Estimate
@@ -66,18 +66,6 @@ def kept() -> dict[str, tuple[BatchFinding, dict[str, Record], str]]:
         evidence = BatchEvidence.from_dict(study["evidence"])
         found[name] = (conclude_batch(evidence, records), records, study["created"])
     return {name: found[name] for name in STUDIES if name in found}
-
-
-def table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
-    heads = list(heads)
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
-
-
-def interval(low: float | None, high: float | None, kind: str = ".2f") -> str:
-    if low is None and high is None:
-        return "-"
-    return f"[{'0' if low is None else format(low, kind)}, {'unbounded' if high is None else format(high, kind)}]"
 
 
 def estimate(one: Estimate) -> str:

@@ -26,6 +26,7 @@ from four_variants import (
     samples,
 )
 from numpy.typing import NDArray
+from writing import table
 
 from muonlab.records import Record
 from muonlab.report.canvas import HUES, draw
@@ -106,12 +107,6 @@ def direction(ratio: float) -> str:
     if math.isnan(ratio):
         return "open"
     return "rises" if ratio >= RESOLVED else "falls" if ratio <= 1 / RESOLVED else "about the same"
-
-
-def table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
-    heads = list(heads)
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
 
 
 def number(value: float) -> str:

@@ -8,11 +8,12 @@ python studies/ladder.py                        # writes the page again, from th
 import argparse
 import gzip
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from writing import interval, table
 
 from muonlab.analyze.ladder import LadderFinding
 from muonlab.records import Record
@@ -47,18 +48,6 @@ def kept() -> tuple[LadderFinding, LadderEvidence, dict[str, Record], str]:
     evidence = LadderEvidence.from_dict(values["evidence"])
     records = {record.key: record for record in map(Record.from_dict, values["records"])}
     return conclude_ladder(evidence, records), evidence, records, values["created"]
-
-
-def table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
-    heads = list(heads)
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
-
-
-def interval(low: float | None, high: float | None, kind: str = ".2f") -> str:
-    if low is None and high is None:
-        return "-"
-    return f"[{'0' if low is None else format(low, kind)}, {'unbounded' if high is None else format(high, kind)}]"
 
 
 def settings(values: Mapping[str, Any]) -> str:
