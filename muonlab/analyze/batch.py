@@ -272,13 +272,18 @@ def _noise(evidence: BatchEvidence, name: str, batch: int, target: float, record
 
 
 def _scales(runs: Sequence[Record], target: float) -> tuple[Estimate, Estimate]:
-    sums = []
+    """Runs of larger batches tell the gradient better: the variance of |G|^2 falls as 1 / batch^2, that of the nuclear
+    signal as 1 / batch, and runs are weighed by that.
+    """
+    sums, batches = [], []
     for run in runs:
         at = reached(run, target)
         if at.tokens is not None and (found := noise_sums(run, at.tokens / 2, at.tokens)):
             sums.append(found)
+            batches.append(float(run.spec.batch_tokens))
     square, trace, signal, noise = (np.array([one[name] for one in sums]) for name in NOISE)
-    return noise_scale(trace, square), noise_scale(noise, signal, power=2.0)
+    simple = noise_scale(trace, square, weights=np.square(batches).tolist())
+    return simple, noise_scale(noise, signal, power=2.0, weights=batches)
 
 
 def noise_sums(run: Record, first: float, last: float) -> dict[str, float]:

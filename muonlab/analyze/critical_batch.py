@@ -201,10 +201,12 @@ def token_optimal(curve: TokenCurve) -> float | None:
     return float(curve.batches[logs <= logs.min() + math.log1p(TOLERANCE)].max())
 
 
-def noise_scale(noise: Sequence[float], signal: Sequence[float], power: float = 1.0) -> Estimate:
+def noise_scale(
+    noise: Sequence[float], signal: Sequence[float], power: float = 1.0, weights: Sequence[float] | None = None
+) -> Estimate:
     """(mean noise / mean signal)^power over runs, with a jackknife interval: a ratio of means, not a mean of ratios.
 
-    Shapes   noise, signal (num_runs,): the sum over the probes of one run
+    Shapes   noise, signal (num_runs,): the sum over the probes of one run; weights alike, one each where None
     Source   McCandlish et al. 2018: B_simple = tr(covariance) / |G|^2, of SGD's geometry. In the nuclear norm, of
              Muon's, power is 2 (muonlab.train.noise)
 
@@ -212,7 +214,8 @@ def noise_scale(noise: Sequence[float], signal: Sequence[float], power: float = 
     >>> round(found.value), found.low < found.value < found.high
     (5132, True)
     """
-    n, s = np.asarray(noise, dtype=float), np.asarray(signal, dtype=float)
+    share = np.ones(len(noise)) if weights is None else np.asarray(weights, dtype=float)
+    n, s = np.asarray(noise, dtype=float) * share, np.asarray(signal, dtype=float) * share
     if len(n) < 2 or n.sum() <= 0 or s.sum() <= 0:
         return UNDEFINED
     value = power * math.log(n.sum() / s.sum())

@@ -12,7 +12,7 @@ from muonlab.errors import UsageError
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import Record, RunSpec
 from muonlab.records.evidence import BatchEvidence, BatchPoint, Cell, Tuning
-from muonlab.records.spec import Value
+from muonlab.records.spec import Value, canonical_json
 from muonlab.study.protocol import Protocol, gather, remembering
 from muonlab.study.trials import Settings
 from muonlab.study.tune import TuningRules, tune
@@ -81,12 +81,15 @@ def batch_sweep(
     2. From there to larger and to smaller batches, one after the other: settings by rule (`rescaled`), a run that is
        lengthened until it reaches the hardest target or is `most_horizons` times as long, and a search over the
        `retuned` coordinates at that length.
-    3. Final runs on fresh seeds.
+    3. What was found at a batch is tried, by rule, at those beside it, on all tuning seeds; where it is better, the
+       search goes on from there. Repeated until nothing moves: one coordinate at a time misses what takes two at once,
+       and a batch must not look better than another because the search had more luck there.
+    4. Final runs on fresh seeds.
 
     The warmup is as many tokens in all runs.
 
     Source   Essential AI 2025 (2505.02222) for tokens to a target by batch; Zhang et al. 2024 (2410.21676) for constant
-             lr with averaged weights and settings swept at every batch
+             lr with averaged weights and settings swept at every batch; step 3 is ours
     """
     run = _Sweep(bases, spaces, rules)
     yield from remembering(run.go(), run.seen)
@@ -115,10 +118,11 @@ class _Sweep:
         self.seen: dict[str, Record] = {}
         self.targets = tuple(sorted(rules.targets, reverse=True))
         self.points: dict[tuple[str, int], BatchPoint] = {}
-        self.specs: list[RunSpec] = []
+        self.longest = rules.most_horizons * bases[rules.baseline].horizon_tokens
+        self.tried: set[tuple[str, int, str]] = set()  # of settings from a batch beside
 
     def go(self) -> Protocol[None]:
-        """The three steps."""
+        """The four steps."""
         rules, at = self.rules, self.rules.batches.index(self.rules.reference)
         tunings = yield from gather({n: tune(base, self.spaces[n], rules.tuning) for n, base in self.bases.items()})
         self.targets = self.targets or self._targets(tunings[rules.baseline])
@@ -127,7 +131,11 @@ class _Sweep:
         yield from gather(
             {f"{n} {way}": self._along(n, batches) for n in self.bases for way, batches in chains.items()}
         )
-        yield self.specs
+        moved = True
+        while moved:
+            protocols = {f"{n} {b}": self._reconsider(n, b) for n in self.bases for b in rules.batches}
+            moved = any((yield from gather(protocols)).values())
+        yield from self._finals()
 
     def _targets(self, tuning: Tuning) -> tuple[float, ...]:
         """Losses of the baseline at fractions of its run, the mean over tuning seeds, rounded up."""
@@ -159,18 +167,73 @@ class _Sweep:
 
     def _point(self, name: str, batch: int, predicted: Settings, base: RunSpec) -> Protocol[None]:
         base = yield from self._long_enough(self._lasting(base.set(predicted), base.horizon_tokens))
-        space = [_around(h, predicted[h.name]) for h in self.spaces[name] if h.name in self.rules.retuned]
-        tuning = yield from tune(base, space, self.rules.tuning, start=predicted)
-        settings = {**predicted, **tuning.best}
-        specs = [base.set({**settings, "seed": seed}) for seed in self.rules.final_seeds]
-        self.specs += specs
-        keys = tuple(spec.key for spec in specs)
+        yield from self._search(name, batch, predicted, base)
+
+    def _search(
+        self, name: str, batch: int, start: Settings, base: RunSpec, before: BatchPoint | None = None
+    ) -> Protocol[None]:
+        """From some settings at one length; `before` is what was found by an earlier search."""
+        space = [_around(h, start[h.name]) for h in self.spaces[name] if h.name in self.rules.retuned]
+        tuning = yield from tune(base, space, self.rules.tuning, start=start)
+        settings = {**start, **tuning.best}
+        if before is not None:
+            tuning = _joined(before.cell.tuning, tuning)
+        keys = tuple(base.set({**settings, "seed": seed}).key for seed in self.rules.final_seeds)
         cell = Cell(horizon_tokens=base.horizon_tokens, settings=settings, keys=keys, tuning=tuning)
-        self.points[name, batch] = BatchPoint(name=name, batch_tokens=batch, predicted=dict(predicted), cell=cell)
+        predicted = dict(start) if before is None else before.predicted
+        self.points[name, batch] = BatchPoint(name=name, batch_tokens=batch, predicted=predicted, cell=cell)
+
+    def _reconsider(self, name: str, batch: int) -> Protocol[bool]:
+        """Whether the settings of a batch beside this one are better here, from which the search then went on."""
+        own, at = self.points[name, batch], self.rules.batches.index(batch)
+        beside = [self.rules.batches[i] for i in (at - 1, at + 1) if 0 <= i < len(self.rules.batches)]
+        others = [rescaled(self.points[name, b].cell.settings, batch / b) for b in beside]
+        others = [other for other in others if _differ(other, own.cell.settings)]
+        others = [other for other in others if (name, batch, canonical_json(other)) not in self.tried]
+        if not others:
+            return False
+        self.tried |= {(name, batch, canonical_json(other)) for other in others}
+        base, seeds = self._at(own), self.rules.tuning.seeds
+        losses = []
+        for settings in (own.cell.settings, *others):
+            specs = [base.set({**settings, "seed": seed}) for seed in seeds]
+            records = yield specs
+            found = [records[spec.key].final_loss for spec in specs]
+            losses.append(math.inf if None in found else float(np.mean(found)))
+        best = int(np.argmin(losses))
+        if losses[best] > losses[0] - self.rules.tuning.threshold_nats:
+            return False
+        yield from self._search(name, batch, others[best - 1], base.set(others[best - 1]), own)
+        return True
+
+    def _finals(self) -> Protocol[None]:
+        """On fresh seeds; where one of them misses the hardest target in a run that may be longer, all are longer."""
+        waiting = list(self.points)
+        while waiting:
+            records = yield [spec for key in waiting for spec in self._final_specs(self.points[key])]
+            waiting = [key for key in waiting if self._lengthened(key, records)]
+
+    def _lengthened(self, key: tuple[str, int], records: Mapping[str, Record]) -> bool:
+        point = self.points[key]
+        runs = [records[spec.key] for spec in self._final_specs(point)]
+        missed = any(run.outcome == "ok" and reached(run, self.targets[-1]).tokens is None for run in runs)
+        if not missed or 2 * point.cell.horizon_tokens > self.longest:
+            return False
+        cell = replace(point.cell, horizon_tokens=2 * point.cell.horizon_tokens)
+        keys = tuple(spec.key for spec in self._final_specs(replace(point, cell=cell)))
+        self.points[key] = replace(point, cell=replace(cell, keys=keys))
+        return True
+
+    def _final_specs(self, point: BatchPoint) -> list[RunSpec]:
+        return [self._at(point).set({"seed": seed}) for seed in self.rules.final_seeds]
+
+    def _at(self, point: BatchPoint) -> RunSpec:
+        """The run of a point, on any seed."""
+        base = self.bases[point.name].set({"batch_tokens": point.batch_tokens, **point.cell.settings})
+        return self._lasting(base, point.cell.horizon_tokens)
 
     def _long_enough(self, base: RunSpec) -> Protocol[RunSpec]:
         """As long as a pilot on the first tuning seed takes to the hardest target, and some: doubled, or halved."""
-        longest = self.rules.most_horizons * self.bases[self.rules.baseline].horizon_tokens
         while True:
             spec = base.set({"seed": self.rules.tuning.seeds[0]})
             record = (yield [spec])[spec.key]
@@ -179,7 +242,7 @@ class _Sweep:
                 while tokens <= MARGIN * length / 2 and length / 2 >= LEAST_STEPS * base.batch_tokens:
                     length //= 2
                 return self._lasting(base, length)
-            if 2 * length > longest or record.outcome != "ok":
+            if 2 * length > self.longest or record.outcome != "ok":
                 return base
             base = self._lasting(base, 2 * length)
 
@@ -190,6 +253,24 @@ class _Sweep:
         warmup = first.schedule.warmup_fraction * first.horizon_tokens / (steps * base.batch_tokens)
         horizon = steps * base.batch_tokens
         return base.set({"horizon_tokens": horizon, "schedule.warmup_fraction": min(1.0, float(f"{warmup:.6g}"))})
+
+
+def _differ(settings: Settings, others: Settings) -> bool:
+    """By more than the rounding of `rescaled`."""
+    pairs = [(value, others[name]) for name, value in settings.items()]
+    return any(
+        not math.isclose(a, b, rel_tol=1e-3) if isinstance(a, int | float) and isinstance(b, int | float) else a != b
+        for a, b in pairs
+    )
+
+
+def _joined(first: Tuning, second: Tuning) -> Tuning:
+    """Two searches at one place, the second from where the first had not been."""
+    trials = {canonical_json(trial.settings): trial for trial in (*first.trials, *second.trials)}
+    return replace(
+        second, trials=tuple(trials.values()), moves=(*first.moves, *second.moves),
+        num_runs=first.num_runs + second.num_runs, tokens=first.tokens + second.tokens,
+    )  # fmt: skip
 
 
 def _around(coordinate: Hyperparameter, value: Value) -> Hyperparameter:
