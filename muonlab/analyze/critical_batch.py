@@ -206,6 +206,8 @@ def noise_scale(
 ) -> Estimate:
     """(mean noise / mean signal)^power over runs, with a jackknife interval: a ratio of means, not a mean of ratios.
 
+    Undefined where the signal cannot be told from nothing, or the interval leaves it open by a factor of 100.
+
     Shapes   noise, signal (num_runs,): the sum over the probes of one run; weights alike, one each where None
     Source   McCandlish et al. 2018: B_simple = tr(covariance) / |G|^2, of SGD's geometry. In the nuclear norm, of
              Muon's, power is 2 (muonlab.train.noise)
@@ -221,12 +223,12 @@ def noise_scale(
     value = power * math.log(n.sum() / s.sum())
     without = [(n.sum() - a, s.sum() - b) for a, b in zip(n, s, strict=True)]
     if min(min(pair) for pair in without) <= 0:
-        return Estimate(value=math.exp(value), low=None, high=None)
+        return UNDEFINED
     logs = np.array([power * math.log(a / b) for a, b in without])
     error = math.sqrt((len(n) - 1) / len(n) * float(((logs - logs.mean()) ** 2).sum()))
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(n) - 1)) * error
     if half > math.log(MOST_APART):
-        return Estimate(value=math.exp(value), low=None, high=None)
+        return UNDEFINED
     return Estimate(value=math.exp(value), low=math.exp(value - half), high=math.exp(value + half))
 
 

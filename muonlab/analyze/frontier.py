@@ -23,7 +23,7 @@ class DeviceModel:
     """What is assumed of devices that the runs did not have: data-parallel, one after the other compute and exchange.
 
     Math     seconds of a step on d devices = fixed + per_token batch / d + 2 (d - 1) / d bytes / bandwidth + latency,
-             the ring all-reduce of gradients of `bytes`, without overlap; no more for d = 1 than was measured
+             the ring all-reduce of gradients of `bytes`, without overlap; the last two for d > 1 only
     """
 
     devices: tuple[int, ...]
@@ -51,7 +51,7 @@ class FrontierPoint:
     devices: int
     seconds: float
     tokens: float
-    modelled: bool  # by the device model; else the step time was measured on so many devices
+    modelled: bool  # by the device model; else on one device, by the line through its measured step times
     on_frontier: bool  # no other point of this optimizer takes fewer devices and no more time
 
 
@@ -104,17 +104,13 @@ def frontier(
 
 
 def _point(one: TimeToTarget, devices: int, fit: StepTime, model: DeviceModel, num_params: int) -> FrontierPoint:
-    steps = (one.tokens or 0.0) / one.batch_tokens
-    measured = devices == 1 and one.seconds is not None
-    if measured:
-        seconds = one.seconds or 0.0
-    else:
-        exchange = 2 * (devices - 1) / devices * GRADIENT_BYTES * num_params / model.bandwidth
-        step = fit.fixed_seconds + fit.seconds_per_token * one.batch_tokens / devices
-        seconds = steps * (step + exchange + (model.latency_seconds if devices > 1 else 0.0))
+    exchange = 2 * (devices - 1) / devices * GRADIENT_BYTES * num_params / model.bandwidth
+    step = fit.fixed_seconds + fit.seconds_per_token * one.batch_tokens / devices
+    step += exchange + (model.latency_seconds if devices > 1 else 0.0)
+    seconds = (one.tokens or 0.0) / one.batch_tokens * step
     return FrontierPoint(
         optimizer=one.optimizer, target=one.target, batch_tokens=one.batch_tokens, devices=devices, seconds=seconds,
-        tokens=one.tokens or 0.0, modelled=not measured, on_frontier=False,
+        tokens=one.tokens or 0.0, modelled=devices > 1, on_frontier=False,
     )  # fmt: skip
 
 

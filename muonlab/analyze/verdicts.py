@@ -78,10 +78,11 @@ def _ratio_sentence(name: str, baseline: str, ratios: Sequence[TokenRatio], tren
     counts = {"fewer": "better", "more": "worse"}
     counts = {word: sum(one.judgement == kind for one in known) for word, kind in counts.items()}
     first, second = sorted(counts, key=lambda word: -counts[word])
-    resolved = f"{name} takes {first} tokens than tuned {baseline} at {counts[first]} of {len(ratios)} batch sizes"
+    places = f"{len(known)} batch sizes" + (" that both reach it at" if len(known) < len(ratios) else "")
+    resolved = f"{name} takes {first} tokens than tuned {baseline} at {counts[first]} of {places}"
     resolved += f" and {second} at {counts[second]}" if counts[second] else ""
     if not counts[first]:
-        resolved = f"{name} and tuned {baseline} differ resolvably at none of {len(ratios)} batch sizes"
+        resolved = f"{name} and tuned {baseline} differ resolvably at none of {places}"
     ends = [
         f"{_factor('', one.ratio, one.low, one.high)} at {one.batch_tokens:,}"
         for one in dict.fromkeys((known[0], known[-1]))

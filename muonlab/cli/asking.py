@@ -86,8 +86,8 @@ def tell(
     """Take the result of a run that was asked for, or with --many those of many runs, all or none.
 
     loss is the final held-out loss, nats per token. Optional: step_seconds, wall_seconds, flops, params (by role, or
-    one number), train_steps with train_loss, environment (machine among it), diverged_step. What was told already may
-    be told again.
+    one number), train_steps with train_loss, environment (machine among it), diverged_step; for a batch study
+    eval_steps with eval_loss, which it cannot do without. What was told already may be told again.
     """
     from muonlab.records.store import Store
 
@@ -128,6 +128,10 @@ def _tell_many(path: str, store: "Store") -> None:
 def _agree(record: "Record", store: "Store") -> None:
     """Raises   UsageError if the run already has another result"""
     known = store.get([record.key]).get(record.key)
+    if known and known.eval_loss and (known.eval_steps, known.eval_loss) != (record.eval_steps, record.eval_loss):
+        raise UsageError(
+            f"run {record.key[:12]} has another curve: `muonlab runs rm {record.key[:12]}` first, if that is wrong"
+        )
     if known and known.outcome != "failed" and (known.outcome, known.final_loss) != (record.outcome, record.final_loss):
         raise UsageError(
             f"run {record.key[:12]} already has the outcome {known.outcome}, loss {known.final_loss}: "
@@ -145,6 +149,8 @@ def _show(specs: tuple["RunSpec", ...], watch: "Watch", store: str, json: bool) 
     again = "" if store == opt.DEFAULT_STORE else f" --store {store}"
     print(f'\n{len(runs)} runs are wanted. For each: muonlab tell KEY RESULT.json{again}, such as {{"loss": 3.21}};')
     print("then ask again. --json prints them for a script.")
+    if watch.curve_points:
+        print("A batch study reads curves: each result needs eval_steps, which --json names, and eval_loss, too.")
 
 
 def _run(spec: "RunSpec", watch: "Watch") -> dict[str, Any]:
@@ -225,7 +231,7 @@ def _record(spec: "RunSpec", told: Mapping[str, Any]) -> Any:
             train_steps=tuple(told.get("train_steps", ())),
             train_loss=tuple(map(float, told.get("train_loss", ()))),
             eval_steps=tuple(told.get("eval_steps", ())),
-            eval_loss=tuple(map(float, told.get("eval_loss", ()))),
+            eval_loss=tuple(math.nan if x is None else float(x) for x in told.get("eval_loss", ())),
             wall_seconds=float(told.get("wall_seconds", 0.0)),
             step_seconds=None if told.get("step_seconds") is None else float(told["step_seconds"]),
             flops=float(told.get("flops", 0.0)),

@@ -36,12 +36,14 @@ def _warnings(pairs: Pairs) -> Iterator[str]:
     """Groups whose decoupled decay does not bound their weights: lr x weight_decay is above 1, or a weight beyond."""
     for rule, group, members in _named(pairs):
         shrink = rule.lr * rule.weight_decay
-        if not (rule.is_matrix_rule() and rule.application == "additive" and rule.decay == "decoupled" and shrink):
+        if not (rule.application == "additive" and rule.decay == "decoupled" and shrink):
             continue
         if shrink > 1 and members:
             whom = members[0][0] + (f" and {len(members) - 1} more" if len(members) > 1 else "")
-            what = "above 2 the weights diverge" if shrink > 2 else "above 1 decay overshoots, and bounds them less"
+            what = "from 2 on the weights diverge" if shrink >= 2 else "above 1 decay overshoots, and bounds them less"
             yield f"warning: lr x weight_decay is {shrink:.4g} for {whom}: {what}"
+        elif not rule.is_matrix_rule():
+            continue
         elif beyond := [(*found, name) for name, p in members if (found := _over_bound(rule, group, p))[0] > BEYOND]:
             ratio, bound, name = max(beyond)
             more = f" (and of {len(beyond) - 1} more)" if len(beyond) > 1 else ""

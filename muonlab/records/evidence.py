@@ -226,6 +226,7 @@ class BatchEvidence:
     targets: tuple[float, ...]  # held-out losses, from the easiest to the hardest
     targets_given: bool  # False: taken from the baseline's curve at the reference batch
     points: tuple[BatchPoint, ...]
+    others: tuple[str, ...] = ()  # records of pilots, and of settings that were tried from one batch at another
     tuning_seeds: tuple[int, ...] = ()
     final_seeds: tuple[int, ...] = ()
     max_runs: int = 0  # cap on the tuning runs of each optimizer at each batch
@@ -233,7 +234,7 @@ class BatchEvidence:
 
     def record_keys(self) -> tuple[str, ...]:
         """Every record that played a part, each once."""
-        return tuple(dict.fromkeys(_keys(point.cell for point in self.points)))
+        return tuple(dict.fromkeys([*_keys(point.cell for point in self.points), *self.others]))
 
     def point(self, name: str, batch_tokens: int) -> BatchPoint:
         """Raises   KeyError if there is none"""
@@ -249,8 +250,11 @@ class BatchEvidence:
     def from_dict(cls, values: Mapping[str, Any]) -> "BatchEvidence":
         """Inverse of `to_dict`, also after a trip through JSON."""
         points = tuple(BatchPoint(**{**point, "cell": _cell(point["cell"])}) for point in values["points"])
-        plain = {name: _tuples(values[name]) for name in ("batches", "targets", "tuning_seeds", "final_seeds")}
+        plain = {name: _tuples(values[name]) for name in PLAIN_OF_BATCH if name in values}
         return cls(**{**values, **plain, "points": points})
+
+
+PLAIN_OF_BATCH = ("batches", "targets", "others", "tuning_seeds", "final_seeds")
 
 
 def _keys(cells: Iterable[Cell]) -> Iterable[str]:

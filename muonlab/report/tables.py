@@ -7,9 +7,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from muonlab.analyze.batch import noise_sums
 from muonlab.analyze.findings import Check, Comparison, LossesAt, OptimizerFinding, Speedup
 from muonlab.records import Record
 from muonlab.records.evidence import Tuning
+from muonlab.records.watch import NOISE
 from muonlab.report.layout import cell, clean, grid, interval, spaced
 from muonlab.report.text import claim, counted, is_undefined, is_withheld, plural, show
 
@@ -229,6 +231,8 @@ def record_table(record: Record) -> list[RenderableType]:
         "time": f"{show(record.wall_seconds, 'seconds')}, a step {show(record.step_seconds, 'seconds')}",
         "parameters": show(record.num_params, "count"),
         **{name: show(value, "value") for name, value in spec.hyperparameters.items()},
+        **({"averaging": show(spec.averaging, "value")} if spec.averaging else {}),
+        **_noise_rows(record),
         **{name: show(value, "value") for name, value in record.environment.items()},
         "created": record.created or "-",
     }
@@ -240,6 +244,20 @@ def record_table(record: Record) -> list[RenderableType]:
         if name != "diverged at step" or record.outcome == "diverged":
             table.add_row(cell(name), cell(text))
     return spaced(Text(f"run {record.key}", style="bold"), table, *([cell(record.error)] if record.error else []))
+
+
+def _noise_rows(record: Record) -> dict[str, str]:
+    """The noise scale over the second half of the run, where gradient noise was measured."""
+    if not set(NOISE) <= set(record.probes):
+        return {}
+    sums = noise_sums(record, record.tokens / 2, record.tokens)
+    said = "not measured: it takes batches of two samples or more, and more steps, or larger batches"
+    if sums:
+        square, trace, signal, noise = (sums[name] for name in NOISE)
+        scale = f"{trace / square:,.0f} tokens" if square > 0 and trace > 0 else "not to be told from so few probes"
+        nuclear = f"{(noise / signal) ** 2:,.0f}" if signal > 0 else "not to be told"
+        said = f"{scale}, in the nuclear norm {nuclear}; over the second half of the run"
+    return {"noise scale": said}
 
 
 def requests_table(runs: Sequence[Mapping[str, Any]]) -> list[RenderableType]:

@@ -94,6 +94,8 @@ def batch_sweep(
     run = _Sweep(bases, spaces, rules)
     yield from remembering(run.go(), run.seen)
     first = next(iter(bases.values()))
+    points = tuple(run.points[name, batch] for name in bases for batch in rules.batches)
+    counted = {key for p in points for key in (*p.cell.keys, *(k for t in p.cell.tuning.trials for k in t.keys))}
     return BatchEvidence(
         task=first.task,
         baseline=rules.baseline,
@@ -102,7 +104,8 @@ def batch_sweep(
         reference=rules.reference,
         targets=run.targets,
         targets_given=bool(rules.targets),
-        points=tuple(run.points[name, batch] for name in bases for batch in rules.batches),
+        points=points,
+        others=tuple(key for key in run.seen if key not in counted),
         tuning_seeds=rules.tuning.seeds,
         final_seeds=rules.final_seeds,
         max_runs=rules.tuning.max_runs,

@@ -10,7 +10,7 @@ from muonlab.records.evidence import BatchEvidence
 from muonlab.records.watch import Watch
 from muonlab.study.batch import LEAST_STEPS, BatchRules, batch_sweep
 from muonlab.study.config import BatchConfig, ComparisonConfig, StudyConfig, validated
-from muonlab.study.plan import OptimizersPlan, base_specs, check_tunable, named, tuning_rules
+from muonlab.study.plan import OptimizersPlan, base_specs, check_cap, check_tunable, named, tuning_rules
 from muonlab.study.price import Part, Price, num_configurations
 from muonlab.study.protocol import Protocol
 from muonlab.study.space import check_names, coordinates
@@ -77,7 +77,8 @@ def plan_batch(config: BatchConfig) -> BatchPlan:
     first = next(iter(bases.values()))
     _check_batches(batches, first, config.most_horizons)
     check_tunable(asked, found, first)
-    check_names([info.cls for info in found.values()], first, config.retune)
+    unusual = set(config.retune) - set(BatchConfig.model_fields["retune"].default)
+    check_names([info.cls for info in found.values()], first, [name for name in config.retune if name in unusual])
     tune = tuple(dict.fromkeys((*config.tune, *config.retune)))
     rules = BatchRules(
         baseline=asked.baseline, batches=batches, reference=reference, targets=tuple(config.targets),
@@ -85,6 +86,7 @@ def plan_batch(config: BatchConfig) -> BatchPlan:
         tuning=tuning_rules(config), retuned=config.retune, most_horizons=config.most_horizons,
     )  # fmt: skip
     spaces = {name: coordinates(base, tune, config.fixed(name)) for name, base in bases.items()}
+    check_cap(spaces, rules.tuning)
     model = {
         "devices": config.devices, "bandwidth": config.bandwidth, "latency_seconds": config.latency_seconds,
     }  # fmt: skip

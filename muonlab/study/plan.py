@@ -26,6 +26,7 @@ __all__ = [
     "OptimizersPlan",
     "Plan",
     "base_specs",
+    "check_cap",
     "check_tunable",
     "conventions",
     "named",
@@ -133,6 +134,7 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
     tuning = tuning_rules(config)
     spaces = {name: coordinates(base, config.tune, config.fixed(name)) for name, base in bases.items()}
     _check_twins(bases, spaces)
+    check_cap(spaces, tuning)
     rules = ComparisonRules(
         baseline=config.baseline, final_seeds=final, horizon_ratios=config.horizon_ratios, tuning=tuning,
         margin_nats=config.margin_nats,
@@ -149,6 +151,14 @@ def check_tunable(config: StudyConfig, found: Mapping[str, catalog.OptimizerInfo
                 f"write one around its default, such as lr: float = hp(1e-3, grid=(5e-4, 1e-3, 2e-3, 4e-3), low=0.0)"
             )
     check_names([info.cls for info in found.values()], base, config.tune)
+
+
+def check_cap(spaces: Mapping[str, Sequence[Hyperparameter]], tuning: TuningRules) -> None:
+    """Raises   UsageError for a cap on runs that not even the first sweep of lr keeps to"""
+    for name, space in spaces.items():
+        least = len({*space[0].grid, space[0].default}) * tuning.first_seeds
+        if least > tuning.max_runs:
+            raise UsageError(f"max_runs {tuning.max_runs} is below the {least} runs of the first sweep of {name}'s lr")
 
 
 def tuning_rules(config: StudyConfig) -> TuningRules:

@@ -101,7 +101,7 @@ def table_and_warnings(optimizer) -> tuple[list[str], list[str]]:
         (0.02, 0.1, None),
         (2.0, 0.5, None),  # 1 exactly
         (2.0, 0.6, "1.2 for a and 1 more: above 1 decay overshoots, and bounds them less"),
-        (1.0, 2.5, "2.5 for a and 1 more: above 2 the weights diverge"),
+        (1.0, 2.5, "2.5 for a and 1 more: from 2 on the weights diverge"),
     ],
 )
 def test_explain_warns_of_a_product_beyond_1(lr, weight_decay, said) -> None:
@@ -137,7 +137,7 @@ def test_explain_names_the_worst_and_looks_into_blocks() -> None:
     [
         lambda w: muonlab.Muon([("w", w)], lr=2.0, weight_decay=0.8, decay="independent"),
         lambda w: muonlab.Muon([("w", w)], lr=2.0, weight_decay=0.0),
-        lambda w: muonlab.AdamW([("w", w)], lr=2.0, weight_decay=0.8),
+        lambda w: muonlab.AdamW([("w", w)], lr=0.1, weight_decay=0.8),
         lambda w: muonlab.MuonHyperball([("w", w)], lr=2.0),
         lambda w: muonlab.NorMuon(
             [("w", w)], lr=0.1, weight_decay=0.8
@@ -155,3 +155,8 @@ def test_of_weights_that_are_spread_over_ranks_only_the_product_is_looked_at(mon
     w = weight_of_norm((4, 4), 1e3, 0)
     assert table_and_warnings(muonlab.Muon([("w", w)], lr=0.1, weight_decay=0.8))[1] == []
     assert len(table_and_warnings(muonlab.Muon([("w", w)], lr=2.0, weight_decay=0.8))[1]) == 1
+
+
+def test_explain_warns_of_element_wise_rules_too() -> None:
+    warned = table_and_warnings(muonlab.AdamW([("w", nn.Parameter(torch.ones(3)))], lr=2.0, weight_decay=0.8))[1]
+    assert warned == ["warning: lr x weight_decay is 1.6 for w: above 1 decay overshoots, and bounds them less"]

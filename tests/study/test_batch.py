@@ -156,6 +156,52 @@ def test_a_target_that_is_not_reached_is_said_to_be() -> None:
     assert not [p for p in finding.frontier if p.optimizer == "adamw" and p.batch_tokens >= 8192]
 
 
+class Coupled(World):
+    """Half the tokens for momentum 0.8 with four times the lr; at small batches neither helps without the other."""
+
+    def loss(self, spec, tokens, luck):
+        low, best = spec.get("opt.momentum") == 0.8, 0.01 * math.sqrt(spec.batch_tokens / 2048)
+        wrong = 0.1 * math.log2(spec.get("opt.lr") / (4 * best if low else best)) ** 2
+        small = spec.batch_tokens <= REFERENCE
+        wrong += 0.0 if low else 0.2 if small else 0.7
+        effective = tokens / self.overhead(spec.optimizer, spec.batch_tokens) * math.exp(self.noise * luck - wrong)
+        return 1.5 + (effective / 2e4) ** -0.5
+
+
+def test_what_is_found_at_one_batch_is_tried_at_all() -> None:
+    """The search finds it where one step leads there, and it wanders from batch to batch."""
+    evidence = Coupled().sweep()
+    for point in evidence.points:
+        best = 0.01 * math.sqrt(point.batch_tokens / 2048)
+        assert point.cell.settings["opt.momentum"] == 0.8
+        assert abs(math.log2(point.cell.settings["opt.lr"] / best) - 2) < 1.0
+        assert point.cell.tuning.best.items() <= point.cell.settings.items()
+    small = evidence.point("muon", BATCHES[0])
+    assert (
+        small.predicted["opt.momentum"] == 0.9
+        and len({t.settings["opt.momentum"] for t in small.cell.tuning.trials}) > 1
+    )
+
+
+def test_final_runs_that_miss_are_made_longer() -> None:
+    class Unlucky(World):
+        def loss(self, spec, tokens, luck):
+            return super().loss(spec, tokens / (1.9 if spec.seed == 2 else 1.0), luck)
+
+    world = Unlucky()
+    evidence = world.sweep()
+    finding = conclude_batch(evidence, world.records)
+    assert {t.flag for t in finding.times} == {""}
+    other = World()
+    lucky = {(p.name, p.batch_tokens): p.cell.horizon_tokens for p in other.sweep().points}
+    assert any(p.cell.horizon_tokens > lucky[p.name, p.batch_tokens] for p in evidence.points)
+    assert all(key in world.records for key in evidence.record_keys())
+
+
+def test_every_run_is_counted(world, evidence, finding) -> None:
+    assert set(evidence.record_keys()) == set(world.records) and finding.num_runs == len(world.records)
+
+
 def test_an_impossible_target_gives_no_number_anywhere() -> None:
     world = World()
     finding = conclude_batch(world.sweep(targets=(1.0,)), world.records)
