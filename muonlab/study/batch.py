@@ -56,16 +56,16 @@ def rescaled(settings: Settings, factor: float) -> dict[str, Value]:
              beta2: Marek et al. 2025; that all of it serves every optimizer is our choice
 
     >>> rescaled({"opt.lr": 0.01, "opt.beta2": 0.96, "opt.momentum": 0.95}, 4.0)
-    {'opt.lr': 0.02, 'opt.beta2': 0.849347, 'opt.momentum': 0.95}
+    {'opt.lr': 0.02, 'opt.beta2': 0.84934656, 'opt.momentum': 0.95}
     """
     found = dict(settings)
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if name == "opt.lr" or name.endswith(".weight_decay"):
-            found[name] = float(f"{value * math.sqrt(factor):.6g}")
+            found[name] = float(f"{value * math.sqrt(factor):.10g}")
         elif name.endswith(".beta2"):
-            found[name] = float(f"{min(max(value**factor, min(value, LEAST_BETA2)), max(value, MOST_BETA2)):.6g}")
+            found[name] = float(f"{min(max(value**factor, min(value, LEAST_BETA2)), max(value, MOST_BETA2)):.10g}")
     return found
 
 
@@ -280,5 +280,5 @@ def _around(coordinate: Hyperparameter, value: Value) -> Hyperparameter:
     """The coordinate as it is searched from a value by rule: lr in factors of LR_STEP, others on their grid."""
     if coordinate.name != "opt.lr" or not isinstance(value, int | float):
         return replace(coordinate, default=value)
-    grid = tuple(float(f"{value * step:.6g}") for step in (1 / LR_STEP, 1.0, LR_STEP))
+    grid = tuple(float(f"{value * step:.10g}") for step in (1 / LR_STEP, 1.0, LR_STEP))
     return replace(coordinate, default=value, grid=grid)

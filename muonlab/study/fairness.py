@@ -66,7 +66,9 @@ def conclude_batch(evidence: BatchEvidence, records: Records) -> BatchFinding:
     together: tuple[Rule, ...] = (_complete, _same_conditions, _fresh_seeds)
     checks = [rule(runs, records) for rule in together]
     checks += [rule(replace(runs, arms=apart), records) for rule in (_converged, _interior)]
-    checks += [_constant_lr(runs, records), _reached(finding)]
+    checks += [_constant_lr(runs, records), _reached(finding), _step_times(finding)]
+    if checks[-1].ok is False:
+        finding = replace(finding, dominance=tuple(replace(one, verdict="withheld") for one in finding.dominance))
     if withheld(checks):
         finding = replace(
             finding,
@@ -93,6 +95,17 @@ def _reached(finding: BatchFinding) -> Check:
         f"not reached: {', '.join(missed)}" if missed else "every target was reached by every seed at every batch size"
     )
     return Check(name="reached", ok=True, detail=detail, severity="warning" if missed else "")
+
+
+def _step_times(finding: BatchFinding) -> Check:
+    """Time on devices is read off a line through the step times, which a busy machine scatters."""
+    if len(finding.step_times) < len(finding.optimizers):
+        detail = "not checked: no step times of one machine at two batch sizes or more"
+        return Check(name="wall_clock", ok=None, detail=detail)
+    off = ", ".join(f"{one.optimizer} {one.worst:.0%}" for one in finding.step_times)
+    busy = max(one.worst for one in finding.step_times) > MAX_SPREAD - 1
+    detail = f"step times differ from a line over the batch by up to: {off}"
+    return Check(name="wall_clock", ok=not busy, detail=f"{detail}; the machine was busy" if busy else detail)
 
 
 def _over_sizes(rule: Rule, evidence: LadderEvidence, records: Records) -> Check:

@@ -202,6 +202,16 @@ def test_every_run_is_counted(world, evidence, finding) -> None:
     assert set(evidence.record_keys()) == set(world.records) and finding.num_runs == len(world.records)
 
 
+def test_a_busy_machine_gives_no_verdict_on_time(world, evidence) -> None:
+    slow = evidence.point("muon", 1024).cell.keys
+    records = world.records | {key: replace(world.records[key], step_seconds=0.1) for key in slow}
+    finding = conclude_batch(evidence, records)
+    check = next(check for check in finding.checks if check.name == "wall_clock")
+    assert check.ok is False and "muon" in check.detail and not finding.verdict.startswith("Verdict withheld")
+    assert {one.verdict for one in finding.dominance} == {"withheld"}
+    assert {one.judgement for one in finding.token_ratio} == {"better"}
+
+
 def test_an_impossible_target_gives_no_number_anywhere() -> None:
     world = World()
     finding = conclude_batch(world.sweep(targets=(1.0,)), world.records)
@@ -238,7 +248,13 @@ def test_rules_that_clash_are_refused() -> None:
 
 def test_settings_are_rescaled_by_rule() -> None:
     found = rescaled({"opt.lr": 0.01, "opt.weight_decay": 0.1, "opt.beta2": 0.98, "aux.beta2": 0.9, "x": True}, 0.25)
-    assert found == {"opt.lr": 0.005, "opt.weight_decay": 0.05, "opt.beta2": 0.994962, "aux.beta2": 0.974004, "x": True}
+    assert found == {
+        "opt.lr": 0.005,
+        "opt.weight_decay": 0.05,
+        "opt.beta2": 0.9949620563,
+        "aux.beta2": 0.9740037464,
+        "x": True,
+    }
     assert rescaled({"opt.beta2": 0.9}, 64.0) == {"opt.beta2": 0.8}
     assert rescaled({"opt.beta2": 0.7}, 64.0) == {"opt.beta2": 0.7}
     assert rescaled({"opt.beta2": 0.99}, 1e-4) == {"opt.beta2": 0.9999}
