@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from muonlab.optim.sharding import local_of
+
 __all__ = ["Average"]
 
 
@@ -29,8 +31,11 @@ class Average:
     @torch.no_grad()
     def update(self, t: int) -> None:
         """Take in the weights after step `t`, counted from 1."""
-        weights = [_widened(p.detach()) for p in self.weights.values()]
-        torch._foreach_lerp_(list(self.means.values()), weights, (self.power + 1.0) / (t + self.power))
+        weights = [_widened(local_of(p.detach())) for p in self.weights.values()]
+        means = [
+            local_of(mean) for mean in self.means.values()
+        ]  # with tensor parallelism, some are spread and some not
+        torch._foreach_lerp_(means, weights, (self.power + 1.0) / (t + self.power))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
