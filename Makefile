@@ -55,7 +55,7 @@ ladder: $(READY)  ## the ladder of studies/ladder.toml, about an hour on two cor
 	.venv/bin/muonlab ladder text --config studies/ladder.toml --store ladder.db
 	$(PYTHON) studies/ladder.py --store ladder.db
 
-batch: $(READY)  ## the batch studies of studies/batch*.toml, about two hours on two cores, and their results page
+batch: $(READY)  ## the batch studies of studies/batch*.toml, and their results page
 	.venv/bin/muonlab batch text --config studies/batch.toml --store batch.db
 	.venv/bin/muonlab batch text-synthetic --config studies/batch_synthetic.toml --store batch.db
 	.venv/bin/muonlab batch text --config studies/batch_layernorm.toml --store batch.db
@@ -67,7 +67,7 @@ batch-page: $(READY)  ## docs/batch_results.md again, from studies/batch_results
 ladder-page: $(READY)  ## docs/ladder_results.md again, from studies/ladder_results.json.gz
 	$(PYTHON) studies/ladder.py
 
-four-variants: $(READY)  ## Muon's four variants on a matrix whose constants are known: ten minutes on two cores, and the page
+four-variants: $(READY)  ## Muon's four variants on a matrix whose constants are known, and the page
 	OMP_NUM_THREADS=1 $(PYTHON) studies/four_variants.py --store four_variants.db
 	$(PYTHON) studies/four_variants_page.py
 

@@ -47,7 +47,6 @@ def ask(
     from muonlab.execute.executor import Observation
     from muonlab.execute.runner import Runner
     from muonlab.records.store import Store
-    from muonlab.records.watch import Watch
     from muonlab.study.protocol import drive
 
     chosen = values(study, {}, None, None, False)
@@ -57,7 +56,7 @@ def ask(
     config, plan = planned(kind, chosen)
     command = f"muonlab ask {study}"
     wanted = asked(config, plan, command)
-    watch = replace(plan.watch, noise_cost=0.0) if kind == "batch" else Watch()
+    watch = replace(plan.watch, noise_cost=0.0)  # which a trainer of one's own does not measure
     with Store(store) as opened:
         try:
             evidence = drive(plan.protocol(wanted), Runner(opened, AskingExecutor(), Observation(watch)))

@@ -74,8 +74,7 @@ def run(kind: str, chosen: Mapping[str, Any], laboratory: Laboratory, out: Path,
     check_out(out)
     command = command_line()
     study = asked(config, plan, command)
-    watch = plan.watch if kind == "batch" else None
-    evidence, outcome = laboratory.run(plan.protocol(study), price.likely_tokens, watch)
+    evidence, outcome = laboratory.run(plan.protocol(study), price.likely_tokens, plan.watch)
     records, created = keep(laboratory.store_url, kind, config, study, evidence)
     conclude_and_show(kind, evidence, records, outcome.num_executed, out, created, command, json)
     if outcome.num_failed:

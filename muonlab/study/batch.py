@@ -197,12 +197,10 @@ class _Sweep:
             return False
         self.tried |= {(name, batch, canonical_json(other)) for other in others}
         base, seeds = self._at(own), self.rules.tuning.seeds
-        losses = []
-        for settings in (own.cell.settings, *others):
-            specs = [base.set({**settings, "seed": seed}) for seed in seeds]
-            records = yield specs
-            found = [records[spec.key].final_loss for spec in specs]
-            losses.append(math.inf if None in found else float(np.mean(found)))
+        tried = [[base.set({**one, "seed": seed}) for seed in seeds] for one in (own.cell.settings, *others)]
+        records = yield [spec for specs in tried for spec in specs]
+        found = [[records[spec.key].final_loss for spec in specs] for specs in tried]
+        losses = [math.inf if None in own_losses else float(np.mean(own_losses)) for own_losses in found]
         best = int(np.argmin(losses))
         if losses[best] > losses[0] - self.rules.tuning.threshold_nats:
             return False

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from muonlab.errors import UsageError
 from muonlab.records import RunSpec
@@ -27,7 +27,7 @@ class BatchPlan(OptimizersPlan):
 
     rules: BatchRules
     device_model: Mapping[str, Any]
-    watch: Watch = WATCH
+    watch: ClassVar[Watch] = WATCH
 
     def protocol(self, asked: Mapping[str, Any]) -> Protocol[BatchEvidence]:
         """The study, with what was asked for as its config."""

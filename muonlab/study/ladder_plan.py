@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from muonlab.errors import UsageError
 from muonlab.optim import catalog
@@ -10,6 +10,7 @@ from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec
 from muonlab.records.evidence import LadderEvidence
 from muonlab.records.spec import Value
+from muonlab.records.watch import Watch
 from muonlab.roles import Role
 from muonlab.study.config import ComparisonConfig, LadderConfig, StudyConfig, validated
 from muonlab.study.ladder import LadderRules, Regime, ladder, phases
@@ -29,6 +30,7 @@ WINDOW = 3  # values of a coordinate that a search around a start tries at least
 class LadderPlan:
     """A ladder ready to run."""
 
+    watch: ClassVar[Watch] = Watch()
     bases: Mapping[str, Mapping[Regime, RunSpec]]  # optimizer -> regime -> run
     spaces: Mapping[str, Sequence[Hyperparameter]]
     sizes: Mapping[str, int]  # name -> parameters that are neither embedding nor head, ascending

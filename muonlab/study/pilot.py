@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from muonlab.errors import UsageError
 from muonlab.records import Record, RunSpec
@@ -42,7 +43,7 @@ class PilotPlan(OptimizersPlan):
     candidates: tuple[int, ...]
     seeds: tuple[int, ...]
     tuning: TuningRules
-    watch: Watch = WATCH
+    watch: ClassVar[Watch] = WATCH
 
     def protocol(self) -> Protocol[dict[str, Pilot]]:
         """Every optimizer at once."""

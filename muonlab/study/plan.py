@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from muonlab.errors import UsageError, unknown
 from muonlab.optim import catalog
@@ -12,6 +12,7 @@ from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec, Schedule
 from muonlab.records.evidence import Evidence
 from muonlab.records.spec import Value
+from muonlab.records.watch import Watch
 from muonlab.study.compare import SHORTEST_RATIO, ComparisonRules, compare
 from muonlab.study.config import ComparisonConfig, StudyConfig
 from muonlab.study.price import Part, Price, num_configurations
@@ -43,6 +44,7 @@ FIRST_TUNING_SEED = 1000  # added to the first seed: tuning seeds and final seed
 class OptimizersPlan:
     """What a study is about that has one run of each optimizer to begin with."""
 
+    watch: ClassVar[Watch] = Watch()
     bases: Mapping[str, RunSpec]
     spaces: Mapping[str, Sequence[Hyperparameter]]
 
