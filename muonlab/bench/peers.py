@@ -92,8 +92,10 @@ def _resolved(method: str, shape: Sequence[int], device: str) -> Work | None:
     dtype = str(route.dtype).removeprefix("torch.")
     if route.method == "rational":
         return Work(route.method, route.num_poles, dtype)
-    num_restarts = len(gram_factors(route.coefficients, route.dtype)) - 1 if route.method == "gram" else 0
-    return Work(route.method, route.coefficients.num_steps, dtype, num_restarts)
+    if route.is_alone:
+        return Work(route.method, route.coefficients.num_steps, dtype)
+    num_restarts = len(gram_factors(route.coefficients, route.dtype)) - 1
+    return Work("gram", route.coefficients.num_steps, dtype, num_restarts)
 
 
 def ours(method: str) -> Contender:

@@ -25,10 +25,10 @@ def normalise(x: Tensor, eps: float = 0.0, safety: float = 1.0) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
         if all_within(norm, SAFE_NORMS):
             return x * (1 / (norm * safety))
-    peak = x.abs().amax((-2, -1), keepdim=True)
-    x = x / torch.where(peak > 0, peak, 1.0)
+    tiny = torch.finfo(x.dtype).tiny
+    x = x / torch.linalg.vector_norm(x, torch.inf, dim=(-2, -1), keepdim=True).clamp(min=tiny)
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    return x / (norm * safety).clamp(min=max(eps, torch.finfo(x.dtype).tiny))
+    return x / (norm if safety == 1.0 else norm * safety).clamp(min=max(eps, tiny))
 
 
 def all_within(values: Tensor, bounds: tuple[float, float]) -> bool:

@@ -16,7 +16,7 @@ from muonlab.kernels.coefficients import (
     Coefficients,
     coefficients_for,
 )
-from muonlab.kernels.gram import gram_factors, through_gram
+from muonlab.kernels.gram import gram_factors, newton_schulz_each, through_gram
 from muonlab.kernels.newton_schulz import newton_schulz
 from muonlab.kernels.normalise import normalise
 from muonlab.kernels.rational import POLES, rational_factor
@@ -60,7 +60,8 @@ def polar(
              `damping` then lowers f(s) by damping s, where s = S / |x|_F: a matrix of rank 1 ends at 1 - damping, one
              whose singular values are alike hardly notices. auto brings its own
     Shapes   x (..., fan_out, fan_in), any float dtype -> same shape and dtype; `dtype` is the one it is computed in,
-             None the method's own: bfloat16, float32, float32 and (always) float64
+             None the method's own: bfloat16, float32, float32 and (always) float64. newton_schulz in float16 goes
+             through Gram matrices: for accelerators
     Units    singular values are near 1, whatever the scale of x, from 1e-30 to 1e30; zero stays zero
     Raises   ValueError for fewer than 2 dims, another method or dtype, or a gradient through gram or rational;
              TypeError for complex or integer tensors
@@ -104,7 +105,7 @@ def polar_each(
         route = _route(x, method, coefficients, num_poles, dtype, damping)
         if x.numel() == 0:
             results[index] = torch.zeros_like(x)
-        elif route.method in ("exact", "newton_schulz"):
+        elif route.is_alone:
             flat = x.reshape(-1, *x.shape[-2:])
             schedule = route.coefficients
             o = _exact(flat) if schedule is None else newton_schulz(flat, schedule, route.dtype, eps)
@@ -112,7 +113,8 @@ def polar_each(
         else:
             shared[route, min(x.shape[-2:]), x.device].append(index)
     for (route, _, _), indices in shared.items():
-        stacks = [xs[index].reshape(-1, *xs[index].shape[-2:]).to(route.dtype) for index in indices]
+        wide = torch.float32 if route.dtype == torch.float16 else route.dtype
+        stacks = [xs[index].reshape(-1, *xs[index].shape[-2:]).to(wide) for index in indices]
         for index, flat in zip(indices, _in_gram_space(stacks, route, eps), strict=True):
             results[index] = flat.reshape(xs[index].shape).to(xs[index].dtype)
     return results
@@ -143,12 +145,15 @@ def _route(
         device_type=x.device.type,
     )
     refuse_tf32(route, x.device.type)
-    if route.method in ("gram", "rational") and x.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"polar method {route.method!r} is not differentiable: call it under torch.no_grad()")
+    if not route.is_alone and x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"polar method {route.describe()!r} is not differentiable: call it under torch.no_grad()")
     return route
 
 
 def _in_gram_space(stacks: list[Tensor], route: Route, eps: float) -> list[Tensor]:
+    if route.method == "newton_schulz":
+        os = newton_schulz_each(stacks, route.coefficients, eps)
+        return [_damped(o, x, route.damping, eps) for o, x in zip(os, stacks, strict=True)]
     if route.method == "rational":
         return through_gram(stacks, [partial(rational_factor, poles=POLES[route.num_poles])], 1.0, eps, route.damping)
     factors = gram_factors(route.coefficients, route.dtype)

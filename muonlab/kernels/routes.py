@@ -13,7 +13,13 @@ from muonlab.kernels.rational import MAX_POLES, POLES
 __all__ = ["DTYPES", "METHODS", "Route", "refuse_tf32", "resolve"]
 
 METHODS = ("newton_schulz", "gram", "rational", "exact", "auto")
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+HALF_DEVICES = ("cuda",)  # where products in float16 are fast
 OWN_DTYPES = {
     "newton_schulz": torch.bfloat16,
     "gram": torch.float32,
@@ -54,6 +60,11 @@ class Route:
         return ":".join([*parts, f"damping={self.damping:g}"] if self.damping else parts)
 
     @property
+    def is_alone(self) -> bool:
+        """Whether nothing of the work on one stack of matrices serves another of the same shorter side."""
+        return self.method == "exact" or (self.method == "newton_schulz" and self.dtype != torch.float16)
+
+    @property
     def ceiling(self) -> float:
         """No singular value of a result is above it, but for rounding; inf where nobody has measured it.
 
@@ -90,8 +101,8 @@ def resolve(
     "auto" reads a committed table by device type and shorter side, which is what stacks must have in common to share
     work: never a timing on the spot, never the number of matrices that happen to be there. A row holds what
     benchmarks/polar.py found fastest among the routes that are, on every spectrum tried, at least as close to
-    orthogonal as five Jordan steps in bfloat16; with the damping that lets them train as well. Nothing was timed on an
-    accelerator: there, as on any device type without rows, it is "newton_schulz" with the `coefficients` given.
+    orthogonal as five Jordan steps in bfloat16; with the damping that lets them train as well. On any device type
+    without rows it is "newton_schulz" with the `coefficients` given, on CUDA in float16: the same polynomial.
 
     Raises   ValueError for what no method computes, or a dtype or damping beside "auto"
 
@@ -100,7 +111,7 @@ def resolve(
     >>> resolve(768, 3072, method="auto").describe()
     'rational:2:float32:damping=0.5'
     >>> resolve(768, 3072, method="auto", device_type="cuda").describe()
-    'newton_schulz:jordan:5:bfloat16'
+    'newton_schulz:jordan:5:float16'
     """
     if method not in METHODS:
         raise ValueError(f"unknown polar method {method!r}: use one of {', '.join(METHODS)}")
@@ -112,10 +123,10 @@ def resolve(
         for row in TABLE.get(device_type, ()):
             if row["short_max"] is None or min(fan_out, fan_in) <= row["short_max"]:
                 return replace(Route.parse(row["route"]), damping=AUTO_DAMPING)
-        method = "newton_schulz"
+        method, dtype = "newton_schulz", torch.float16 if device_type in HALF_DEVICES else None
     if method == "rational" and num_poles not in range(1, MAX_POLES + 1):
         raise ValueError(f"num_poles must be 1 to {MAX_POLES}, got {num_poles}")
-    if method in ("gram", "rational") and dtype == torch.bfloat16:
+    if method in ("gram", "rational") and dtype in (torch.bfloat16, torch.float16):
         raise ValueError(f"polar method {method!r} squares the condition number: use dtype float32 or float64")
     dtype = OWN_DTYPES[method] if dtype is None or method == "exact" else dtype
     schedule = coefficients if method in ("newton_schulz", "gram") else None

@@ -10,6 +10,7 @@ __all__ = ["eager_on_cpu", "gram", "multiply", "multiply_add"]
 PANELS = 4  # 5/8 of the arithmetic; more save little more, and slow down what they save
 PANEL_MIN_SIDE = 256  # below either bound the plain batched product is as fast on CPU
 PANEL_MIN_WORK = 2**25  # side x side x length of the sums
+TRITON_MIN_SIDE = 768  # below it the vendor's batched product is the faster one, on an H200 by a factor of two
 
 
 def gram(x: Tensor) -> Tensor:
@@ -33,6 +34,8 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
     Math     a b = b a
     Shapes   a, b (batch, n, n) -> same
     """
+    if (kernels := _triton(a)) is not None:
+        return kernels.multiply(a, b)
     return _product(a, b) if _panels_pay(a) else torch.bmm(a, b)
 
 
@@ -61,7 +64,8 @@ def _differentiated(x: Tensor) -> bool:
 
 def _triton(x: Tensor) -> ModuleType | None:
     half = x.dtype in (torch.float16, torch.bfloat16)  # in float32 the vendor's full product is likely the faster one
-    if not (x.is_cuda and half) or torch.compiler.is_compiling() or _differentiated(x):
+    small = x.shape[-2] < TRITON_MIN_SIDE
+    if small or not (x.is_cuda and half) or torch.compiler.is_compiling() or _differentiated(x):
         return None
     from muonlab.kernels import triton_symmetric
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from muonlab.roles import Role
 
-__all__ = ["Block", "blocks_of", "check_split", "matrix_shape", "num_blocks"]
+__all__ = ["Block", "blocks_each", "blocks_of", "check_split", "matrix_shape", "num_blocks"]
 
 Shape = tuple[int, ...]
 
@@ -28,6 +28,11 @@ class Block:
         """The rows of a parameter-shaped tensor, as a view."""
         x = x.mT if self.transposed else x
         return x if not x.ndim or self.rows == x.shape[0] else x.narrow(0, self.start, self.rows)
+
+    def view_of(self, x: Tensor) -> Tensor:
+        """The same in the shape of the block; a copy where a view cannot have it."""
+        x = self.of(x)
+        return x if x.shape == self.shape else x.reshape(self.shape)
 
 
 def matrix_shape(shape: Shape, role: str | None) -> Shape:
@@ -51,8 +56,13 @@ def blocks_of(shape: Shape, group: Mapping[str, Any]) -> tuple[Block, ...]:
     >>> [block.shape for block in blocks_of((8, 4), {"split_sizes": (4, 2, 2), "num_heads": (2, 1, 1)})]
     [(2, 2, 4), (1, 2, 4), (1, 2, 4)]
     """
-    keys = ("role", "transposed", "split_sizes", "num_heads")
-    return _blocks(tuple(shape), *(_hashable(group.get(key)) for key in keys))
+    return blocks_each([shape], group)[0]
+
+
+def blocks_each(shapes: Sequence[Shape], group: Mapping[str, Any]) -> list[tuple[Block, ...]]:
+    """`blocks_of` of many parameters of one group."""
+    told = tuple(_hashable(group.get(key)) for key in ("role", "transposed", "split_sizes", "num_heads"))
+    return [_blocks(tuple(shape), *told) for shape in shapes]
 
 
 def _hashable(value: Any) -> Any:

@@ -40,8 +40,13 @@ def no_autocast(device_types: set[str]) -> Iterator[None]:
 
 
 def waits_for_host(grads: Sequence[Tensor]) -> bool:
-    """Whether the guard may look at its result at once; elsewhere that would stall the device."""
-    return all(g.device.type in SYNCHRONOUS_DEVICES for g in grads)
+    """Whether the guard looks at its result at once; else every write is masked.
+
+    On CUDA that leaves the device idle for as long as the first launches of a step take, and masks cost more; into a
+    graph that is being captured nothing can be looked at.
+    """
+    kinds = {g.device.type for g in grads}
+    return kinds <= SYNCHRONOUS_DEVICES or ("cuda" in kinds and not torch.cuda.is_current_stream_capturing())
 
 
 def all_finite(grads: Iterable[Tensor]) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from muonlab.optim.blocks import blocks_of
+from muonlab.optim.blocks import blocks_each
 from muonlab.optim.owners import Owned, on_shards, sends_directions
 from muonlab.optim.rule import Rule
 from muonlab.optim.sharding import any_dtensor, local_of
@@ -72,7 +72,7 @@ def _job(
         ws,
         [grads[p] for p in params],
         list(states),
-        [blocks_of(w.shape, group) for w in ws] if whole and rule.is_matrix_rule() else [],
+        blocks_each([w.shape for w in ws], group) if whole and rule.is_matrix_rule() else [],
         t,
         lr_fraction=lr_fraction(rule, group),
         maximize=group["maximize"],

@@ -169,6 +169,11 @@ class Rule:
         """`matrix` of many stacks of matrices, each stack (..., fan_out, fan_in) of its own shape."""
         return [self.matrix(u, state, t) for u, state in zip(us, states, strict=True)]
 
+    @classmethod
+    def finishes(cls) -> bool:
+        """Whether `finish` does anything."""
+        return cls.finish is not Rule.finish
+
     def observe(self, g: Tensor, state: Mapping[str, Tensor], num_samples: float) -> None:
         """Take in what a rule `observes` beside the gradient; see `Engine.observe`."""
         raise NotImplementedError

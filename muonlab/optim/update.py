@@ -19,10 +19,11 @@ from muonlab.optim.state import state_key
 
 __all__ = ["WORKSPACE_BYTES", "Job", "MatrixState", "Piece", "apply", "directions", "gradients", "on_sphere", "update"]
 
-WORKSPACE_BYTES = 256 * 2**20  # bound on what a step allocates at a time, one larger matrix excepted
+WORKSPACE_BYTES = 256 * 2**20  # bound on what a step allocates at a time on a CPU, one larger matrix excepted
+DEVICE_WORKSPACE_BYTES = 2**32  # and on an accelerator, which many small launches would starve
 COPIES = 10  # directions, their stack, and what the polar factor holds at its widest
 CACHE_ELEMENTS = 2**16  # per thread, of what a CPU passes over again and again before it goes on to the next
-STACK_MAX_SIDE = 256  # a batched product beats a loop up to about this shorter side, on CPU
+STACK_MAX_SIDE = 256  # a batched product beats a loop up to about this shorter side on CPU; on an accelerator always
 FUSED_DEVICES = ("cpu", "cuda")
 
 State = Mapping[str, Tensor]
@@ -87,7 +88,7 @@ def update(job: Job, live: Tensor | None = None) -> None:
         apply(wave, _pieces(wave, gradients(wave, live)), live)
         for state, kept in zip(wave.states, before, strict=False):
             for name, value in kept.items():
-                state[name].copy_(torch.where(live, state[name], value))
+                torch.where(live, state[name], value, out=state[name])
 
 
 def _kept(state: State) -> dict[str, Tensor]:
@@ -113,10 +114,7 @@ def _update_fused(job: Job, live: Tensor | None) -> None:
     rule = job.rule
     gs = gradients(job, None)  # the kernel looks at `live` itself
     if rule.decay == "independent":
-        shrink = _shrink(job)
-        if live is not None:
-            shrink = torch.where(live, torch.full((), shrink, dtype=torch.float64, device=live.device), 1.0)
-        _scale(job.ws, shrink)
+        _scale(job.ws, _shrink(job), live)
     decay = rule.weight_decay if rule.decay == "decoupled" else 0.0
     type(rule).fused(rule, job.ws, gs, job.states, job.t, rule.lr, decay, live)
 
@@ -162,7 +160,7 @@ def _waves(job: Job) -> Iterator[Job]:
         size = COPIES * numel * max(4, job.ws[i].element_size()) if limit is None else numel
         if not waves or size > budget:
             waves.append([])
-            budget = WORKSPACE_BYTES if limit is None else limit
+            budget = limit or (WORKSPACE_BYTES if job.ws[0].is_cpu else DEVICE_WORKSPACE_BYTES)
         waves[-1].append(i)
         budget -= size
     return map(job.part, waves)
@@ -174,7 +172,7 @@ def gradients(job: Job, live: Tensor | None) -> list[Tensor]:
     if job.rounding != "nearest":
         gs = [g.to(torch.float32) for g in gs]
     if live is not None:
-        gs = [torch.where(live, g, 0.0) for g in gs]
+        gs = _where(live, gs)
     if job.maximize:
         gs = torch._foreach_neg(gs)
     if rule.decay == "coupled":
@@ -183,6 +181,12 @@ def gradients(job: Job, live: Tensor | None) -> list[Tensor]:
         elif rule.weight_decay:
             gs = torch._foreach_add(gs, _weights(job), alpha=rule.weight_decay)
     return list(gs)
+
+
+def _where(live: Tensor, xs: Sequence[Tensor]) -> list[Tensor]:
+    """Each x, or zeros of its shape."""
+    zero = torch.zeros((), dtype=xs[0].dtype, device=live.device)  # a number would be sent to the device for each x
+    return [torch.where(live, x, zero) for x in xs]
 
 
 def _weights(job: Job) -> list[Tensor]:
@@ -202,10 +206,12 @@ def _pieces(job: Job, gs: Sequence[Tensor]) -> list[Piece]:
     if not job.blocks:
         return [Piece(w, master, u, 1.0) for w, master, u in zip(job.ws, masters, us, strict=True)]
     pieces = []
+    scales = {block.shape: job.rule.scale(block.shape) for blocks in job.blocks for block in blocks}
     for i, k, block, u in directions(job, us):
         w, master = block.of(job.ws[i]), masters[i] if masters[i] is None else block.of(masters[i])
         radius = job.states[i][state_key("radius", k)] if job.rule.application == "sphere" else None
-        pieces.append(Piece(w, master, u.reshape(w.shape), job.rule.scale(block.shape), block.shape, radius))
+        u = u if u.shape == w.shape else u.reshape(w.shape)
+        pieces.append(Piece(w, master, u, scales[block.shape], block.shape, radius))
     return pieces
 
 
@@ -215,11 +221,14 @@ def directions(job: Job, us: Sequence[Tensor]) -> list[tuple[int, int, Block, Te
     Directions have the shape of their block.
     """
     owners = [(i, k, block) for i, blocks in enumerate(job.blocks) for k, block in enumerate(blocks)]
-    views = [block.of(us[i]).reshape(block.shape) for i, _, block in owners]
+    views = [block.view_of(us[i]) for i, _, block in owners]
     found = []
     for (i, k, block), u in zip(owners, _matrix_stage(job, owners, views), strict=True):
+        if not job.rule.finishes():
+            found.append((i, k, block, u))
+            continue
         state = MatrixState(job.rule, job.states[i], k, block, "finish")
-        u = job.rule.finish(u, block.of(job.ws[i]).reshape(block.shape), state.views, job.t)
+        u = job.rule.finish(u, block.view_of(job.ws[i]), state.views, job.t)
         state.write_back()
         found.append((i, k, block, u))
     return found
@@ -236,7 +245,7 @@ class MatrixState:
                 continue
             own = field.layout == "param"
             target = block.of(state[name]) if own else state[state_key(name, k)]
-            self.views[name] = target.reshape(block.shape) if own else target
+            self.views[name] = block.view_of(state[name]) if own else target
             if self.views[name].shape != target.shape and not target.is_contiguous():
                 self._targets[name] = target  # the view may be a copy
 
@@ -247,16 +256,18 @@ class MatrixState:
 
 def _matrix_stage(job: Job, owners: Sequence[tuple[int, int, Block]], us: Sequence[Tensor]) -> list[Tensor]:
     """`matrix` of every view: those of one shape as a stack, and their own state stacked into a workspace."""
-    states = [MatrixState(job.rule, job.states[i], k, block, "matrix") for i, k, block in owners]
-    keeps_squares = any(field.layout == "matrix" for field in job.rule.active_state().values())
+    fields = job.rule.active_state().values()
+    kept = any(field.stage == "matrix" for field in fields)
+    states = [MatrixState(job.rule, job.states[i], k, block, "matrix") for i, k, block in owners] if kept else []
+    keeps_squares = any(field.layout == "matrix" for field in fields)
     decisive = max if keeps_squares else min  # the longer side is that of a square in the state, which is copied, too
     stacks: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for n, u in enumerate(us):
         shape = tuple(u.shape)
-        stacks[shape if decisive(shape[-2:]) <= STACK_MAX_SIDE else (n,)].append(n)
+        stacks[shape if decisive(shape[-2:]) <= STACK_MAX_SIDE or not u.is_cpu else (n,)].append(n)
     groups = list(stacks.values())
     inputs = [us[ns[0]] if len(ns) == 1 else torch.stack([us[n] for n in ns]) for ns in groups]
-    workspaces = [_stacked([states[n].views for n in ns]) for ns in groups]
+    workspaces = [_stacked([states[n].views for n in ns]) if kept else {} for ns in groups]
     outputs = job.rule.matrix_each(inputs, workspaces, job.t)
     found: dict[int, Tensor] = {}
     for ns, output, workspace in zip(groups, outputs, workspaces, strict=True):
@@ -290,7 +301,11 @@ def _shrink(job: Job) -> float | Tensor:
     return 1.0 if rule.decay == "coupled" else 1 - rule.lr * rule.weight_decay
 
 
-def _scale(ws: Sequence[Tensor], factor: float | Tensor) -> None:
+def _scale(ws: Sequence[Tensor], factor: float | Tensor, live: Tensor | None = None) -> None:
+    """w <- factor w, where `live` is not false."""
+    if live is not None:  # float32 is what single weights are multiplied in, and goes the fast way
+        exact = torch.float32 if ws[0].dtype == torch.float32 else torch.float64
+        factor = torch.where(live, torch.full((), factor, dtype=exact, device=live.device), 1.0)
     if ws[0].is_cpu:  # _foreach_mul_ rounds the factor to the weights' dtype there (torch 2.13), and gains nothing
         for w in ws:
             w.mul_(factor)
@@ -303,15 +318,17 @@ def apply(job: Job, pieces: Sequence[Piece], live: Tensor | None) -> None:
     rule = job.rule
     if not isinstance(rule.lr, Tensor) and not rule.lr:
         return
-    if live is not None or not job.is_plain:
+    if not job.is_plain:
         for piece in pieces:
             _replace(job, piece, live)
         return
     if (shrink := _shrink(job)) != 1.0:
-        _scale([piece.w for piece in pieces], shrink)
+        _scale([piece.w for piece in pieces], shrink, live)
     for scale in {piece.scale for piece in pieces}:
         alike = [piece for piece in pieces if piece.scale == scale]
-        torch._foreach_add_([piece.w for piece in alike], [piece.u for piece in alike], alpha=-rule.lr * scale)
+        us = [piece.u for piece in alike]
+        us = us if live is None else _where(live, us)
+        torch._foreach_add_([piece.w for piece in alike], us, alpha=-rule.lr * scale)
 
 
 def _replace(job: Job, piece: Piece, live: Tensor | None) -> None:

@@ -16,7 +16,8 @@ from muonlab.kernels.routes import TABLE, Route, refuse_tf32
         ({"method": "rational"}, "rational:3:float32"),
         ({"method": "rational", "num_poles": 4, "dtype": torch.float64}, "rational:4:float64"),
         ({"method": "exact", "dtype": torch.bfloat16}, "exact:float64"),
-        ({"method": "auto", "device_type": "cuda"}, "newton_schulz:jordan:5:bfloat16"),
+        ({"method": "auto", "device_type": "cuda"}, "newton_schulz:jordan:5:float16"),
+        ({"method": "auto", "device_type": "mps"}, "newton_schulz:jordan:5:bfloat16"),
     ],
 )
 def test_descriptions_say_what_is_computed_and_can_be_read_back(arguments: dict, description: str) -> None:
