@@ -73,6 +73,10 @@ def batch(
         float | None,
         typer.Option("--bandwidth", help="Between devices, bytes per second, for that model.", show_default="1e10"),
     ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option("--latency", min=0.0, help="Of an all-reduce, seconds, for that model.", show_default="0"),
+    ] = None,
     precision: opt.Precision = None,
     compile: opt.Compile = False,
     settings: opt.Set = None,
@@ -102,6 +106,7 @@ def batch(
         "horizon_tokens": tokens, "num_seeds": seeds, "first_seed": seed, "tune": names(tune),
         "retune": names(retune), "max_runs": max_runs, "device": device,
         "devices": whole_numbers("--devices", devices), "bandwidth": bandwidth,
+        "latency_seconds": latency,
     }  # fmt: skip
     chosen = values(config, flags, settings, precision, compile)
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])

@@ -14,6 +14,7 @@ from muonlab.kernels.rational import POLES
 from muonlab.kernels.routes import AUTO_DAMPING
 
 SHAPES = [(16, 16), (128, 48), (48, 128)]
+HALF_SLACK = 0.025  # of float16, 0.023 measured
 FLOAT32_SLACK = 8e-3  # rounding of x x^T, whose smallest eigenvalues that count are 1e-6 of its largest
 
 
@@ -38,6 +39,8 @@ def promises() -> dict[str, Promise]:
     # the default dtype rounds each product, by 0.009 at most on the shapes above
     found = {"newton_schulz:bfloat16": Promise(JORDAN.band, JORDAN.reach, 0.015)}
     for name, record in COEFFICIENTS.items():
+        halves = {"coefficients": record, "dtype": torch.float16}
+        found[f"newton_schulz:{name}:float16"] = Promise(record.band, record.reach, HALF_SLACK, arguments=halves)
         for dtype, slack in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
             arguments = {"coefficients": record, "dtype": dtype}
             key = f"{name}:{str(dtype)[6:]}"
@@ -113,6 +116,29 @@ def test_gram_starts_afresh_before_rounding_has_grown(name: str, monkeypatch: py
     if name == "ones":
         monkeypatch.setattr(gram, "MAX_NOISE", math.inf)
         assert spectral_norm(polar(x, method="gram", coefficients=COEFFICIENTS["polar_express"])) > 2
+
+
+@pytest.mark.parametrize("name", low_rank(256, 256))
+def test_so_it_does_in_float16(name: str) -> None:
+    x = low_rank(256, 256)[name]
+    for record in COEFFICIENTS.values():
+        o = polar(x, coefficients=record, dtype=torch.float16)
+        assert spectral_norm(o) < record.band[1] + HALF_SLACK
+
+
+def test_without_a_new_gram_matrix_float16_would_explode(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = with_singular_values(128, 48, spectra(48)["power law 1e3"])
+    monkeypatch.setattr(gram, "MAX_NOISE_HALF", math.inf)
+    o = polar(x, coefficients=COEFFICIENTS["polar_express"], dtype=torch.float16)
+    assert spectral_norm(o) > 2
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (2, 96, 300), (300, 200)])
+def test_float16_is_the_same_polynomial(shape: tuple[int, ...]) -> None:
+    x = gaussian(*shape).float()
+    exactly = polar(x, dtype=torch.float64)
+    half, brain = (polar(x, dtype=dtype) for dtype in (torch.float16, torch.bfloat16))
+    assert (half - exactly).norm() < 0.01 * exactly.norm() < (brain - exactly).norm()
 
 
 @every_method
