@@ -80,7 +80,7 @@ def batch_sweep(
     1. Coordinate descent over the whole space at the reference batch.
     2. From there to larger and to smaller batches, one after the other: settings by rule (`rescaled`), a run that is
        lengthened until it reaches the hardest target or is `most_horizons` times as long, and a search over the
-       `retuned` coordinates at that length.
+       `retuned` coordinates at the length that it took.
     3. What was found at a batch is tried, by rule, at those beside it, on all tuning seeds; where it is better, the
        search goes on from there. Repeated until nothing moves: one coordinate at a time misses what takes two at once,
        and a batch must not look better than another because the search had more luck there.
@@ -234,20 +234,21 @@ class _Sweep:
         return self._lasting(base, point.cell.horizon_tokens)
 
     def _long_enough(self, base: RunSpec) -> Protocol[RunSpec]:
-        """As long as a pilot on the first tuning seed takes to the hardest target, and some: doubled, or halved."""
+        """As long as a pilot on the first tuning seed takes to the hardest target, and some; it is doubled till then.
+
+        No longer: what is best at the end of a run that goes on is not what is there first.
+        """
         while True:
             spec = base.set({"seed": self.rules.tuning.seeds[0]})
             record = (yield [spec])[spec.key]
             tokens, length = reached(record, self.targets[-1]).tokens, base.horizon_tokens
             if tokens is not None and tokens <= MARGIN * length:
-                while tokens <= MARGIN * length / 2 and length / 2 >= LEAST_STEPS * base.batch_tokens:
-                    length //= 2
-                return self._lasting(base, length)
+                return self._lasting(base, tokens / MARGIN)
             if 2 * length > self.longest or record.outcome != "ok":
                 return base
             base = self._lasting(base, 2 * length)
 
-    def _lasting(self, base: RunSpec, tokens: int) -> RunSpec:
+    def _lasting(self, base: RunSpec, tokens: float) -> RunSpec:
         """The same run for so many tokens, in whole batches, with as many tokens of warmup as the first."""
         first = self.bases[self.rules.baseline]
         steps = max(LEAST_STEPS, round(tokens / base.batch_tokens))

@@ -77,7 +77,7 @@ def test_the_token_ratio_is_that_of_the_world(world, finding) -> None:
 def test_intervals_of_the_ratio_hold_the_truth() -> None:
     """In at least 90 % of ratios over studies, of intervals that say 95 %, where tuning finds the best lr exactly."""
     held = total = 0
-    for trial in range(8):
+    for trial in range(16):
         world = World(noise=0.03, trial=trial)
         found = conclude_batch(world.sweep(tuning=TuningRules(first_seeds=2, max_runs=10)), world.records)
         lrs = {(s.optimizer, s.batch_tokens): s.chosen["opt.lr"] for s in found.settings}
