@@ -24,6 +24,7 @@ MARGIN = 0.85  # of a run, within which its pilot must reach the hardest target,
 LR_STEP = 2.0  # between the values that a search around a predicted lr tries
 LEAST_BETA2, MOST_BETA2 = 0.8, 0.9999
 LEAST_STEPS = 8  # of a run
+SAME_LENGTH = 1.05  # what is left of the longest run by that factor is not worth another one; ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +219,10 @@ class _Sweep:
         point = self.points[key]
         runs = [records[spec.key] for spec in self._final_specs(point)]
         missed = any(run.outcome == "ok" and reached(run, self.targets[-1]).tokens is None for run in runs)
-        if not missed or 2 * point.cell.horizon_tokens > self.longest:
+        longer = self._longer(point.cell.horizon_tokens)
+        if not missed or longer is None:
             return False
-        cell = replace(point.cell, horizon_tokens=2 * point.cell.horizon_tokens)
+        cell = replace(point.cell, horizon_tokens=self._lasting(self._at(point), longer).horizon_tokens)
         keys = tuple(spec.key for spec in self._final_specs(replace(point, cell=cell)))
         self.points[key] = replace(point, cell=replace(cell, keys=keys))
         return True
@@ -244,9 +246,15 @@ class _Sweep:
             tokens, length = reached(record, self.targets[-1]).tokens, base.horizon_tokens
             if tokens is not None and tokens <= MARGIN * length:
                 return self._lasting(base, tokens / MARGIN)
-            if 2 * length > self.longest or record.outcome != "ok":
+            longer = self._longer(length)
+            if longer is None or record.outcome != "ok":
                 return base
-            base = self._lasting(base, 2 * length)
+            base = self._lasting(base, longer)
+
+    def _longer(self, length: int) -> float | None:
+        """Twice as long, as far as that is allowed; None where all is used up."""
+        longer = min(2 * length, self.longest)
+        return longer if longer > SAME_LENGTH * length else None
 
     def _lasting(self, base: RunSpec, tokens: float) -> RunSpec:
         """The same run for so many tokens, in whole batches, with as many tokens of warmup as the first."""
