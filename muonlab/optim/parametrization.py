@@ -17,7 +17,7 @@ from muonlab.optim.rule import Rule, Shape, declarations
 from muonlab.roles import Role
 
 __all__ = [
-    "KINDS", "LAWS", "Growth", "Law", "Parametrization", "check_kind", "check_rule", "init_power", "multipliers",
+    "KINDS", "LAWS", "Growth", "Law", "Parametrization", "check_kind", "check_rules", "init_power", "multipliers",
 ]  # fmt: skip
 
 KINDS = ("standard", "mup", "spectral")
@@ -134,11 +134,13 @@ def check_kind(kind: str) -> None:
         raise unknown("parametrization", kind, KINDS)
 
 
-def check_rule(kind: str, rule: type[Rule]) -> None:
+def check_rules(kind: str, *rules: type[Rule] | None) -> None:
     """Raises   UsageError for a rule of which the kind says nothing"""
     known = {"standard": (), "mup": (*LAWS, *MUP_ONLY), "spectral": tuple(LAWS)}[kind]
-    if kind != "standard" and rule.name not in known:
-        raise UsageError(f'{rule.name} has no rule in the parametrization "{kind}"; these have: {", ".join(known)}')
+    for rule in rules:
+        if kind != "standard" and rule is not None and rule.name not in known:
+            names = ", ".join(sorted(known))
+            raise UsageError(f'the parametrization "{kind}" says nothing of {rule.name}, only of these: {names}')
 
 
 def init_power(role: Role) -> float:
@@ -172,7 +174,7 @@ def multipliers(kind: str, rule: Rule, growth: Growth) -> Multipliers:
     >>> multipliers("spectral", AdamWRule(), wide)
     {'lr': 0.25, 'eps': 0.25}
     """
-    check_rule(kind, type(rule))
+    check_rules(kind, type(rule))
     if kind == "standard":
         return {}
     if kind == "mup":
