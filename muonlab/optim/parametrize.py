@@ -1,5 +1,6 @@
 """Apply a parametrization to a model: initial weights, output multipliers, and what its optimizer will need."""
 
+import fnmatch
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,6 @@ from muonlab.optim import catalog
 from muonlab.optim.counterparts import TABLES, Pair, growth_of, matched, pattern_of
 from muonlab.optim.groups import routed_groups, rule_defaults
 from muonlab.optim.parametrization import Growth, Parametrization, check_kind, init_power
-from muonlab.optim.routing import match_names
 from muonlab.optim.scaling import is_marked, mark, parametrization_of, scaling_of
 from muonlab.optim.sharding import is_dtensor
 from muonlab.roles import Role
@@ -95,7 +95,7 @@ def param_groups(
     """The groups of a parametrized model for an optimizer of torch, or another that is element-wise.
 
     `rule` is the one of ours that it equals ("adamw", "sgd", ...); `hyperparameters` (lr, eps, weight_decay) are those
-    of the base, and what must be multiplied and is not given has the default of ours. Vectors get no weight decay.
+    of the base. eps, where it is not given and must change, is that of ours; weight_decay is 0 then, and of vectors.
 
     Raises   UsageError for a model that is not parametrized, or a rule for matrices: take our class for it
 
@@ -111,7 +111,7 @@ def param_groups(
         raise UsageError("the model is not parametrized: call muonlab.parametrize(model, base=...) first")
     if cls.rule.is_matrix_rule():
         raise UsageError(f"{rule} is for matrices: use muonlab.{cls.__name__}(model), which does this itself")
-    values = {**rule_defaults(cls.rule), **hyperparameters}
+    values = {**rule_defaults(cls.rule), "weight_decay": 0.0, **hyperparameters}
     for name in hyperparameters:
         if name not in rule_defaults(cls.rule):
             raise unknown(f"hyperparameter of {rule}", name, rule_defaults(cls.rule))
@@ -121,11 +121,10 @@ def param_groups(
     plain = []
     for group in groups:
         factors = group["multipliers"]
-        own = {key: values[key] * factors[key] if key in factors else values[key] for key in {**values, **factors}}
+        own = {key: values[key] * factors.get(key, 1.0) for key in (*factors, "lr", "weight_decay")}
         if group["role"] == Role.VECTOR:
             own["weight_decay"] = 0.0
-        told = {*hyperparameters, *factors, "weight_decay"}
-        plain.append({"params": [p for _, p in group["params"]], **{k: v for k, v in own.items() if k in told}})
+        plain.append({"params": [param for _, param in group["params"]], **hyperparameters, **own})
     return plain
 
 
@@ -178,14 +177,17 @@ def _tied_heads(model: nn.Module, pairs: Sequence[Pair], growths: Mapping[str, G
 
 def _branches(model: nn.Module, base: nn.Module, branches: Sequence[str]) -> dict[str, float]:
     """Each branch with base depth / depth, where it is not 1."""
-    if not branches:
-        return {}
     names = [name for name, _ in model.named_modules() if name]
-    chosen = match_names("branches", dict.fromkeys(branches), names)
+    counts, found = Counter(map(pattern_of, names)), {}
     before = Counter(pattern_of(name) for name, _ in base.named_modules())
-    now = Counter(pattern_of(name) for name in names)
-    factors = {name: before[pattern_of(name)] / now[pattern_of(name)] for name in names if name in chosen}
-    return {name: factor for name, factor in factors.items() if factor != 1.0}
+    for pattern in branches:
+        chosen = fnmatch.filter(names, pattern)
+        if not chosen or not all(before[pattern_of(name)] for name in chosen):
+            lacks = "base" if chosen else "model"
+            first = ", ".join(names[:5])
+            raise UsageError(f"branches: no module of the {lacks} is called {pattern!r} (the first are {first})")
+        found |= {name: before[pattern_of(name)] / counts[pattern_of(name)] for name in chosen}
+    return {name: factor for name, factor in found.items() if factor != 1.0}
 
 
 def _rescale(pair: Pair, growth: Growth) -> None:
