@@ -3,7 +3,7 @@
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from muonlab.errors import UsageError, unknown
 from muonlab.optim import catalog
-from muonlab.optim.counterparts import TABLES, Pair, growth_of, matched, pattern_of
+from muonlab.optim.counterparts import TABLES, Pair, growth_of, matched
 from muonlab.optim.groups import routed_groups, rule_defaults
 from muonlab.optim.parametrization import Growth, Parametrization, check_kind, init_power
 from muonlab.optim.scaling import is_marked, mark, parametrization_of, scaling_of
@@ -55,12 +55,12 @@ def parametrize(
     >>> import muonlab
     >>> small, large = (nn.Sequential(nn.Linear(8, n), nn.Linear(n, n), nn.Linear(n, 4)) for n in (16, 64))
     >>> print(muonlab.parametrize(large, base=small))
-    parametrization spectral
-    0.weight  hidden  fan_out x4  fan_in x1  depth x1
-    0.bias  vector  fan_out x4  fan_in x1  depth x1
-    1.weight  hidden  fan_out x4  fan_in x4  depth x1
-    1.bias  vector  fan_out x4  fan_in x1  depth x1
-    2.weight  head  fan_out x1  fan_in x4  depth x1
+    parameter  role    fan_out  fan_in  number
+    0.weight   hidden  x 4      x 1     x 1
+    0.bias     vector  x 4      x 1     x 1
+    1.weight   hidden  x 4      x 4     x 1
+    1.bias     vector  x 4      x 1     x 1
+    2.weight   head    x 1      x 4     x 1
     >>> optimizer = muonlab.AdamW(large, lr=0.01)
     >>> sorted({group["lr"] for group in optimizer.param_groups})
     [0.0025, 0.01]
@@ -69,7 +69,8 @@ def parametrize(
     if kind == "standard":
         return Parametrization(kind, {}, {})
     _check(model, base)
-    pairs, branches = matched(model, base, roles), [branches] if isinstance(branches, str) else list(branches)
+    pairs, pattern_of = matched(model, base, roles)
+    branches = [branches] if isinstance(branches, str) else list(branches)
     growths = {pair.name: growth_of(pair) for pair in pairs}
     for pair in pairs:
         if pair.depth < 1:
@@ -77,7 +78,7 @@ def parametrize(
         if pair.depth > 1 and not branches:
             more = f"the model has more of {pattern_of(pair.name)} than its base"
             raise UsageError(f"{more}: name the modules that write to its residual stream in `branches`")
-    inputs, outputs = _tied_heads(model, pairs, growths), _branches(model, base, branches)
+    inputs, outputs = _tied_heads(model, pairs, growths), _branches(model, base, branches, pattern_of)
     for pair in pairs:
         _rescale(pair, growths[pair.name])
     for path, factor in inputs.items():
@@ -175,7 +176,9 @@ def _tied_heads(model: nn.Module, pairs: Sequence[Pair], growths: Mapping[str, G
     return found
 
 
-def _branches(model: nn.Module, base: nn.Module, branches: Sequence[str]) -> dict[str, float]:
+def _branches(
+    model: nn.Module, base: nn.Module, branches: Sequence[str], pattern_of: Callable[[str], str]
+) -> dict[str, float]:
     """Each branch with base depth / depth, where it is not 1."""
     names = [name for name, _ in model.named_modules() if name]
     counts, found = Counter(map(pattern_of, names)), {}

@@ -85,6 +85,8 @@ def test_every_rule_has_a_law_or_is_refused_and_the_page_says_which():
     for name in catalog.RULES:
         assert multipliers("standard", rule(name), FOUR) == {}
         assert multipliers("spectral" if name in LAWS else "mup", rule(name), grown(1, 1)) == {}
+    with pytest.raises(UsageError, match="unknown parametrization 'muP': did you mean 'mup'"):
+        multipliers("muP", rule("adamw"), FOUR)
     with pytest.raises(UsageError, match='"spectral" says nothing of kron, only of these: adam_hyperball'):
         multipliers("spectral", rule("kron"), FOUR)
     with pytest.raises(UsageError, match='decay="decoupled"'):
@@ -93,6 +95,13 @@ def test_every_rule_has_a_law_or_is_refused_and_the_page_says_which():
     for name, law in LAWS.items():
         row = next(line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line)
         assert ("ours" in row) == law.source.startswith("ours"), name
+
+
+def test_the_example_of_the_page_runs(capsys):
+    code = DOCS.read_text().split("```python\n")[1].split("```")[0]
+    exec(compile(code, str(DOCS), "exec"), {"__name__": "page"})
+    told = capsys.readouterr().out
+    assert "blocks.3.3 as a module: x 0.5" in told and "lr x 0.25" in told
 
 
 class Net(nn.Module):
@@ -147,6 +156,7 @@ def test_each_group_has_its_own_settings():
     assert (lr["head.bias"], eps["head.bias"]) == (0.01, 1e-6)
     line = next(line for line in optimizer.explain().splitlines() if line.startswith("head.weight"))
     assert "; lr x 0.25" in line and line.endswith("0.0025 per element")
+    assert not any("weight_decay x" in line for line in optimizer.explain().splitlines() if " vector " in line)
 
 
 def test_kinds_differ_where_the_table_says():
