@@ -8,16 +8,17 @@ from typing import Any, ClassVar
 
 from muonlab.errors import UsageError, unknown
 from muonlab.optim import catalog
+from muonlab.optim.parametrization import check_rules
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec, Schedule
 from muonlab.records.evidence import Evidence
-from muonlab.records.spec import Value
+from muonlab.records.spec import Value, canonical_json
 from muonlab.records.watch import Watch
 from muonlab.study.compare import SHORTEST_RATIO, ComparisonRules, compare
 from muonlab.study.config import ComparisonConfig, StudyConfig
 from muonlab.study.price import Part, Price, num_configurations
 from muonlab.study.protocol import Protocol
-from muonlab.study.space import check_names, coordinates, settable, start, starts
+from muonlab.study.space import base_options, check_names, coordinates, settable, start, starts
 from muonlab.study.tune import TuningRules
 from muonlab.tasks import catalog as tasks
 from muonlab.tasks.rehearsal import rehearse
@@ -96,6 +97,8 @@ def conventions(base: RunSpec) -> dict[str, str]:
     """What must be said before a learning rate means anything; of a user's own optimizer, its source too."""
     cls = catalog.get(base.optimizer, base.optimizer_source)
     found = {**catalog.conventions(cls, base.hyperparameters), "schedule": base.schedule.kind}
+    if base.is_parametrized:
+        found["parametrization"] = f"{base.parametrization}, base {canonical_json(base.base)}"
     if ":" not in base.optimizer:
         return found
     digest = str(base.numerics["rule"]).partition("+")[0]
@@ -211,6 +214,8 @@ def _bases(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo])
     own = {name.partition(".")[2]: v for name, v in config.settings.items() if name.startswith("task.")}
     data = tuple(str(Path(path).absolute()) for path in config.data)
     task = tasks.resolve(info.name, own, data, info.source)
+    if base := base_options(config.settings, external=external):
+        tasks.resolve(info.name, {**own, **base}, data, info.source)
     if not tasks.is_ours(info.name):
         rehearse(task)
     defaults = {} if external else {name: v for name, v in info.options.items() if _plain(v)}
@@ -238,6 +243,8 @@ def _bases(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo])
             device="external" if external else config.device,
             torch="" if external else version("torch"),
         ).set(others)
+        if specs[name].is_parametrized:
+            check_rules(specs[name].parametrization, optimizer.cls.rule, optimizer.cls.companion)
         _check_batch(specs[name], task)
         specs[name] = specs[name].set({"horizon_tokens": specs[name].num_steps * specs[name].batch_tokens})
     return specs
@@ -269,7 +276,7 @@ def _check_twins(bases: Mapping[str, RunSpec], spaces: Mapping[str, Sequence[Hyp
 def _check_settings(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo]) -> None:
     valid = frozenset().union(*(settable(info.cls) for info in found.values()))
     for name in config.settings:
-        if not name.startswith("task.") and name not in valid:
+        if not name.startswith(("task.", "base.")) and name not in valid:
             raise unknown("key", name, valid)
 
 
