@@ -141,7 +141,8 @@ def from_records(records: Iterable[Record], *, conditions: bool = False) -> tupl
 def _conditions(record: Record) -> dict[str, Any]:
     spec = record.spec
     schedule = {f"schedule.{name}": value for name, value in vars(spec.schedule).items()}
-    return {**{name: getattr(spec, name) for name in CONDITIONS}, **schedule}
+    base = {f"base.{name}": value for name, value in spec.base.items()}
+    return {**{name: getattr(spec, name) for name in CONDITIONS}, **base, **schedule}
 
 
 def histories(runs: Iterable[Run]) -> tuple[tuple[Run, ...], ...]:

@@ -115,6 +115,7 @@ def _cell(record: Record) -> tuple:
     """What runs must share to be compared; the first two are its size and length."""
     spec = record.spec
     same = (spec.data_fingerprint, spec.precision, canonical_json(dict(spec.task_options)), spec.init_from)
+    same += (spec.parametrization, canonical_json(dict(spec.base)))
     return (float(_num_params(record)), float(spec.horizon_tokens), *same)
 
 

@@ -124,6 +124,7 @@ def _row(record: Record) -> dict[str, Any]:
     for name in ("task", "seed", "batch_tokens", "horizon_tokens", "precision", "device", "polar", "parametrization"):
         row[name] = getattr(spec, name)
     row |= {f"task.{name}": value for name, value in spec.task_options.items()}
+    row |= {f"base.{name}": value for name, value in spec.base.items()}
     row |= {f"schedule.{name}": value for name, value in vars(spec.schedule).items()}
     return row | dict(spec.hyperparameters)
 

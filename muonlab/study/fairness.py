@@ -17,7 +17,9 @@ __all__ = ["check", "conclude", "conclude_batch", "conclude_ladder"]
 
 Records = Mapping[str, Record]
 Rule = Callable[[Evidence, Records], Check]
-SAME = ("task", "task_options", "data_fingerprint", "precision", "compile", "device", "torch", "parametrization")
+SAME = (
+    "task", "task_options", "data_fingerprint", "precision", "compile", "device", "torch", "parametrization", "base",
+)  # fmt: skip
 MIN_SEEDS = 3
 MAX_SPREAD = 1.5  # of the step times of equal runs
 MIN_EFFORT = 0.5  # of the tuning runs of the best-tuned challenger, for the baseline

@@ -52,7 +52,11 @@ def test_bad_lr(cls, arguments, lr) -> None:
         *[("AdamW", {key: True}) for key in ("amsgrad", "capturable", "differentiable")],
         *[("Muon", {"ns_steps": value}) for value in (-1, 0, 1000, 2.5, True)],
         *[("Muon", {"ns_coefficients": value}) for value in ((1.0, 2.0), (), None, "jordon", (1.0, 2.0, math.nan))],
-        *[("Muon", {"adjust_lr_fn": "arbitrary"}), ("Muon", {"polar": "svd"}), ("Muon", {"polar_dtype": "float16"})],
+        *[
+            ("Muon", {"adjust_lr_fn": "arbitrary"}),
+            ("Muon", {"polar": "svd"}),
+            ("Muon", {"polar": "gram", "polar_dtype": "float16"}),
+        ],
         *[("Muon", {"aux_lr": -1.0}), ("Muon", {"aux_betas": (0.9,)}), ("Muon", {"aux_betas": None})],
         *[("Muon", {"nesterov": "yes"}), ("Muon", {"differentiable": True})],
     ],
