@@ -25,7 +25,7 @@ DEPTHS = {"resnet": 1, "vit": 2, "cnn": 1}
 LAST_SIDE = 4  # images are halved from stage to stage while their shorter side is above this
 MOST_PATCHES = 64
 NORM_GROUPS = 8
-SMALL_STD = 0.02  # of the head and the positions at initialisation
+POSITION_STD = 0.02  # at initialisation, as in ViT
 
 Size = tuple[int, int]  # rows, columns
 
@@ -98,8 +98,8 @@ class VisionNetwork(nn.Module):
     """Images -> logits of their classes.
 
     Shapes   (B, C, Y, X) in [0, 1] -> (B, num_classes)
-    Init     kernels N(0, 2/fan_in), hidden matrices N(0, 1/fan_in), what leaves a residual branch also divided by the
-             root of the number of branches; head and positions N(0, 0.02^2), biases 0, gains 1
+    Init     kernels N(0, 2/fan_in), matrices N(0, 1/fan_in), what leaves a residual branch also divided by the root of
+             the number of branches; positions N(0, 0.02^2), biases 0, gains 1
     """
 
     def __init__(self, config: VisionConfig, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
@@ -123,9 +123,8 @@ class VisionNetwork(nn.Module):
         outputs = [out for block in self.blocks for out in block.outputs()]
         for out in outputs:
             out.weight.data.div_(math.sqrt(len(outputs)))
-        nn.init.normal_(self.head.weight, std=SMALL_STD)
         if isinstance(self.stem, Patches):
-            nn.init.normal_(self.stem.positions, std=SMALL_STD)
+            nn.init.normal_(self.stem.positions, std=POSITION_STD)
 
     def forward(self, images_BCYX: Tensor) -> Tensor:
         x = self.stem((images_BCYX - self.mean) / self.deviation)
