@@ -49,8 +49,7 @@ class Corruption:
 
         Raises   UsageError for another severity, or a batch of the other kind
         """
-        if isinstance(severity, bool) or severity not in SEVERITIES:
-            raise UsageError(f"severity must be 1, 2, 3, 4 or 5, got {severity!r}")
+        _check(severity)
         if batch.ndim != (4 if self.kind == "image" else 2) or batch.is_floating_point() != (self.kind == "image"):
             wanted = "images (B, C, Y, X) in [0, 1]" if self.kind == "image" else "bytes (B, T)"
             raise UsageError(f"{self.name} wants {wanted}, got {batch.dtype} of shape {tuple(batch.shape)}")
@@ -108,8 +107,7 @@ def read_published(folder: Path, name: str, severity: int) -> tuple[Tensor, Tens
     names = published_names(folder)
     if name not in names:
         raise unknown("published corruption", name, names)
-    if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise UsageError(f"severity must be 1, 2, 3, 4 or 5, got {severity!r}")
+    _check(severity)
     pixels, classes = _mapped(folder / f"{name}.npy"), _mapped(folder / LABELS)
     count, rest = divmod(len(pixels), len(SEVERITIES))
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or rest or classes.shape != pixels.shape[:1]:
@@ -118,6 +116,11 @@ def read_published(folder: Path, name: str, severity: int) -> tuple[Tensor, Tens
     part = slice((severity - 1) * count, severity * count)
     chosen = torch.from_numpy(np.ascontiguousarray(pixels[part].transpose(0, 3, 1, 2)))
     return chosen.float() / 255, torch.from_numpy(classes[part].astype(np.int64))
+
+
+def _check(severity: object) -> None:
+    if isinstance(severity, bool) or not isinstance(severity, int) or severity not in SEVERITIES:
+        raise UsageError(f"severity must be 1, 2, 3, 4 or 5, got {severity!r}")
 
 
 def _mapped(path: Path) -> np.ndarray[Any, Any]:

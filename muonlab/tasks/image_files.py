@@ -118,13 +118,15 @@ def _gathered(paths: Sequence[Path]) -> Files:
 
 
 def _members(path: Path) -> Iterator[tuple[str, _File]]:
-    """The files of an archive, unpacked in memory; the archive is read once from front to back."""
+    """The files of an archive, those of a layout unpacked in memory; the archive is read once from front to back."""
+    wanted = {name for layout in LAYOUTS.values() for name in layout.names}
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                if (opened := archive.extractfile(member)) is not None:
-                    content = opened.read()
-                    yield _canonical(Path(member.name).name), _File(f"{path}:{member.name}", lambda c=content: c)
+                name, opened = _canonical(Path(member.name).name), archive.extractfile(member)
+                if opened is not None:
+                    content = opened.read() if name in wanted or name.endswith(".npz") else b""
+                    yield name, _File(f"{path}:{member.name}", lambda c=content: c)
     except BROKEN as error:
         raise _broken(str(path), error) from None
 

@@ -217,7 +217,7 @@ def _load_files(name: str, paths: tuple[str, ...], stats: tuple[tuple[str, int, 
         wanted = " x ".join(map(str, known.shape))
         raise UsageError(f"{where} is not {name}: its images are {_shape(train)}, not {wanted}: name another --data")
     if largest >= num_classes:
-        raise UsageError(f"{where}: class {largest} is held out, training has 0 to {num_classes - 1}: name other files")
+        raise UsageError(f"{where}: there is a class {largest}, want 0 to {num_classes - 1}: name other files")
     return ImageSet(train, heldout, num_classes)
 
 

@@ -92,7 +92,7 @@ def test_seeds_and_samples_differ_where_anything_is_random(name):
 @each
 def test_severity_0_is_not_offered_and_kinds_are_not_mixed(name):
     corrupt, clean = CORRUPTIONS[name], clean_of(name)
-    for severity in (0, 6, 2.5, True, "3"):
+    for severity in (0, 6, 3.0, True, "3"):
         with pytest.raises(UsageError, match=r"severity must be 1, 2, 3, 4 or 5, got"):
             corrupt(clean, severity)
     with pytest.raises(UsageError, match=f"{name} wants (images|bytes)"):
