@@ -15,6 +15,7 @@ Value = bool | int | float | str | tuple["Value", ...] | None
 
 SCHEDULE_KINDS = ("constant", "linear", "cosine", "wsd")
 PRECISIONS = ("fp32", "bf16")
+PARAMETRIZATIONS = {"standard": 0, "mup": 1, "spectral": 1}  # kind -> version, raised when it gives other numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class RunSpec:
 
     Two specs with one key are the same run: a study never runs a key twice. `source`, `optimizer_source` and `data` say
     *where* task, optimizer and data lie; what they *contain* is in `numerics` and `data_fingerprint`, so moving a file
-    re-runs nothing.
+    re-runs nothing. Nor does a parametrization that changes nothing: see `is_parametrized`.
 
     Raises   UsageError for a value no run can have (NaN, a batch longer than the run, an unknown kind)
     """
@@ -60,7 +61,8 @@ class RunSpec:
     task_options: Mapping[str, Value] = field(default_factory=dict)  # model shape, sequence length, ...
     hyperparameters: Mapping[str, Value] = field(default_factory=dict)  # "opt.lr", "aux.lr_ratio", ...
     polar: str = ""  # resolved method and coefficients of the polar factor, if the optimizer has one
-    parametrization: str = "standard"
+    parametrization: str = "standard"  # how init and step sizes follow from those of the base model
+    base: Mapping[str, Value] = field(default_factory=dict)  # task options in which the base model differs
     schedule: Schedule = field(default_factory=Schedule)
     averaging: float = 0.0  # evaluate the mean of the weights over about this last part of the run; 0 = the last ones
     clip: float = 1.0  # bound on the global gradient norm; 0 = none
@@ -97,13 +99,24 @@ class RunSpec:
             raise UsageError(f"compile must be true or false, got {self.compile!r}")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
-        for name in ("task_options", "hyperparameters", "numerics"):
+        if self.parametrization not in PARAMETRIZATIONS:
+            raise unknown("parametrization", self.parametrization, PARAMETRIZATIONS)
+        for name in ("task_options", "base", "hyperparameters", "numerics"):
             clean = {key: _freeze(key, value) for key, value in sorted(getattr(self, name).items())}
             object.__setattr__(self, name, clean)
 
     @property
     def num_steps(self) -> int:
         return self.horizon_tokens // self.batch_tokens
+
+    @property
+    def is_parametrized(self) -> bool:
+        """Whether the parametrization changes anything: it is not "standard", and the base model is another.
+
+        A run that is its own base has the key of the standard one, whose record serves all kinds.
+        """
+        unlike = any(_canonical(self.task_options.get(name)) != _canonical(value) for name, value in self.base.items())
+        return self.parametrization != "standard" and unlike
 
     @property
     def key(self) -> str:
@@ -114,7 +127,8 @@ class RunSpec:
         return hash(self.key)
 
     def get(self, name: str) -> Value:
-        """The value of a dotted name: `opt.lr`, `aux.lr_ratio`, `task.width`, `schedule.kind`, `batch_tokens`.
+        """The value of a dotted name: `opt.lr`, `aux.lr_ratio`, `task.width`, `base.width`, `schedule.kind`,
+        `batch_tokens`.
 
         Raises   KeyError if the spec does not set it
         """
@@ -123,6 +137,8 @@ class RunSpec:
             return self.hyperparameters[name]
         if group == "task" and dot:
             return self.task_options[leaf]
+        if group == "base" and dot:
+            return self.base[leaf]
         if group == "schedule" and dot:
             return getattr(self.schedule, leaf)
         return getattr(self, name)
@@ -134,7 +150,7 @@ class RunSpec:
         >>> spec.set({"opt.lr": 0.01, "schedule.kind": "cosine"}).get("opt.lr")
         0.01
         """
-        hyperparameters, options = dict(self.hyperparameters), dict(self.task_options)
+        hyperparameters, options, base = dict(self.hyperparameters), dict(self.task_options), dict(self.base)
         schedule: dict[str, Any] = {}
         top: dict[str, Any] = {}
         for name, value in settings.items():
@@ -143,6 +159,8 @@ class RunSpec:
                 hyperparameters[name] = value
             elif group == "task" and dot:
                 options[leaf] = value
+            elif group == "base" and dot:
+                base[leaf] = value
             elif group == "schedule" and dot:
                 if leaf not in {f.name for f in fields(Schedule)}:
                     raise unknown("key", name, [f"schedule.{f.name}" for f in fields(Schedule)])
@@ -155,6 +173,7 @@ class RunSpec:
             self,
             hyperparameters=hyperparameters,
             task_options=options,
+            base=base,
             schedule=replace(self.schedule, **schedule),
             **top,
         )
@@ -162,10 +181,13 @@ class RunSpec:
     def to_dict(self, *, in_key_only: bool = False) -> dict[str, Any]:
         """Plain JSON values, fields at their default omitted."""
         values: dict[str, Any] = {}
+        idle = () if self.is_parametrized else ("parametrization", "base")
         for f in fields(self):
             value = getattr(self, f.name)
-            if in_key_only and not f.metadata.get("in_key", True):
+            if in_key_only and (f.name in idle or not f.metadata.get("in_key", True)):
                 continue
+            if in_key_only and f.name == "parametrization":
+                value = f"{value}:{PARAMETRIZATIONS[value]}"
             if isinstance(value, Schedule):
                 default = Schedule()
                 value = {g.name: getattr(value, g.name) for g in fields(Schedule)}
@@ -196,7 +218,10 @@ class RunSpec:
 
 
 REQUIRED = ("task", "optimizer", "horizon_tokens", "batch_tokens")
-SETTABLE = ("horizon_tokens", "batch_tokens", "micro_batch_tokens", "seed", "averaging", "clip", "precision", "compile")
+SETTABLE = (
+    *("horizon_tokens", "batch_tokens", "micro_batch_tokens", "seed", "parametrization"),
+    *("averaging", "clip", "precision", "compile"),
+)
 
 
 def canonical_json(value: Any) -> str:

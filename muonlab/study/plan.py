@@ -17,7 +17,7 @@ from muonlab.study.compare import SHORTEST_RATIO, ComparisonRules, compare
 from muonlab.study.config import ComparisonConfig, StudyConfig
 from muonlab.study.price import Part, Price, num_configurations
 from muonlab.study.protocol import Protocol
-from muonlab.study.space import check_names, coordinates, settable, start, starts
+from muonlab.study.space import base_options, check_names, coordinates, settable, start, starts
 from muonlab.study.tune import TuningRules
 from muonlab.tasks import catalog as tasks
 from muonlab.tasks.rehearsal import rehearse
@@ -211,6 +211,8 @@ def _bases(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo])
     own = {name.partition(".")[2]: v for name, v in config.settings.items() if name.startswith("task.")}
     data = tuple(str(Path(path).absolute()) for path in config.data)
     task = tasks.resolve(info.name, own, data, info.source)
+    if base := base_options(config.settings, external=external):
+        tasks.resolve(info.name, {**own, **base}, data, info.source)
     if not tasks.is_ours(info.name):
         rehearse(task)
     defaults = {} if external else {name: v for name, v in info.options.items() if _plain(v)}
@@ -269,7 +271,7 @@ def _check_twins(bases: Mapping[str, RunSpec], spaces: Mapping[str, Sequence[Hyp
 def _check_settings(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo]) -> None:
     valid = frozenset().union(*(settable(info.cls) for info in found.values()))
     for name in config.settings:
-        if not name.startswith("task.") and name not in valid:
+        if not name.startswith(("task.", "base.")) and name not in valid:
             raise unknown("key", name, valid)
 
 

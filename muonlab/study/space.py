@@ -11,7 +11,7 @@ from muonlab.records import RunSpec
 from muonlab.records.spec import SETTABLE, Schedule, Value
 
 __all__ = [
-    "DEFAULT", "PUBLISHED", "STARTS", "Start", "check_names", "coordinates", "settable", "start", "starts",
+    "DEFAULT", "PUBLISHED", "STARTS", "Start", "base_options", "check_names", "coordinates", "settable", "start", "starts",
     "trainer_space", "with_defaults",
 ]  # fmt: skip
 
@@ -184,7 +184,20 @@ def check_names(optimizers: Sequence[catalog.Named], base: RunSpec, names: Seque
             raise unknown("coordinate to tune", name, valid)
 
 
+def base_options(settings: Mapping[str, Value], *, external: bool = False) -> dict[str, Value]:
+    """The task options that make the base model another, from the settings `base.*`.
+
+    Raises   UsageError where they would have no effect: no parametrization is named, or somebody else trains
+    """
+    found = {name.partition(".")[2]: value for name, value in settings.items() if name.startswith("base.")}
+    if found and external:
+        raise UsageError("base.* has no effect on a task that is trained elsewhere: leave it out")
+    if found and settings.get("parametrization", "standard") == "standard":
+        raise UsageError("base.* is the base model of a parametrization: add --set parametrization=spectral (or mup)")
+    return found
+
+
 def settable(optimizer: catalog.Named) -> frozenset[str]:
-    """Every dotted name that a setting may have, except the task's own options."""
+    """Every dotted name that a setting may have, except the options of the task and of the base model."""
     schedule = {f"schedule.{name}" for name in Schedule.__dataclass_fields__}
     return frozenset({*catalog.settable(optimizer), *schedule, *SETTABLE})

@@ -25,7 +25,6 @@ CHANGES = {
     "task_options": {"width": 64},
     "hyperparameters": {"opt.lr": 0.02},
     "polar": "newton_schulz:quintic5",
-    "parametrization": "mup",
     "schedule": Schedule(kind="cosine"),
     "averaging": 0.1,
     "clip": 0.0,
@@ -38,6 +37,7 @@ CHANGES = {
     "data_fingerprint": "ab",
     "init_from": "cd",
 }
+TOGETHER = {"parametrization": "mup", "base": {"width": 32}}  # either alone changes nothing
 OBSERVING = {
     "source": "/home/ann/task.py", "optimizer_source": "/home/ann/rule.py", "data": ("/data/train.bin",),
 }  # fmt: skip
@@ -70,7 +70,7 @@ def test_key_is_frozen():
 
 def test_every_field_is_in_the_key_or_declared_not_to_be():
     names = {field.name for field in dataclasses.fields(RunSpec)}
-    assert names == CHANGES.keys() | OBSERVING.keys()
+    assert names == CHANGES.keys() | TOGETHER.keys() | OBSERVING.keys()
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -78,6 +78,19 @@ def test_changing_a_field_changes_the_key(name):
     changed = RunSpec(**{**BASE, name: CHANGES[name]})
     assert changed.key != RunSpec(**BASE).key
     assert RunSpec.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
+
+
+def test_a_parametrization_changes_the_key_where_it_changes_the_run():
+    plain = RunSpec(**BASE, task_options={"width": 64})
+    made = plain.set({"parametrization": "mup", "base.width": 32})
+    assert (made.get("parametrization"), made.get("base.width"), made.is_parametrized) == ("mup", 32, True)
+    assert RunSpec.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    others = [made.set({"parametrization": "spectral"}), made.set({"base.width": 16}), made.set({"base.depth": 1})]
+    assert len({spec.key for spec in (plain, made, *others)}) == 5
+    idle = [made.set({"parametrization": "standard"}), made.set({"base.width": 64}), made.set({"base.width": 64.0})]
+    for spec in (*idle, plain.set({"parametrization": "mup"}), plain.set({"base.width": 32})):
+        assert spec.key == plain.key and not spec.is_parametrized
+        assert RunSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
 def test_every_schedule_field_changes_the_key():
@@ -160,6 +173,8 @@ def test_unknown_key_names_the_nearest(name, hint):
         ({"clip": -1}, "clip must be 0"),
         ({"clip": math.nan}, "finite"),
         ({"precision": "fp8"}, "unknown precision"),
+        ({"parametrization": "muP"}, "unknown parametrization .*did you mean 'mup'"),
+        ({"base": {"width": math.inf}}, "width must be a finite number"),
         ({"hyperparameters": {"opt.lr": math.inf}}, "opt.lr must be a finite number"),
         ({"hyperparameters": {"opt.betas": (0.9, math.nan)}}, "opt.betas"),
         ({"hyperparameters": {"opt.lr": object()}}, "opt.lr must be a number"),

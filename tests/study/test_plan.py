@@ -57,6 +57,12 @@ def test_tuning_seeds_and_final_seeds_never_meet():
         assert not set(rules.final_seeds) & set(rules.tuning.seeds) and len(rules.tuning.seeds) == 100
 
 
+def test_a_base_model_reaches_every_run():
+    found = base_specs(config({"parametrization": "mup", "base.width": 8}))
+    for spec in found.values():
+        assert (spec.parametrization, spec.base, spec.task_options["width"]) == ("mup", {"width": 8}, 16)
+
+
 def test_settings_reach_the_runs_they_are_for():
     settings = {"opt.momentum": 0.8, "opt.weight_decay": 0.05, "schedule.kind": "cosine", "clip": 0.5}
     specs = base_specs(config(settings, optimizers=("adamw", "muon", "sgd")))
@@ -94,6 +100,10 @@ def test_the_horizon_is_a_whole_number_of_batches():
         ({"tune": ("opt.weight_decay",)}, {}, "--tune must name opt.lr"),
         ({}, {"task.widht": 3}, "unknown task option 'widht': did you mean 'width'?"),
         ({}, {"task.width": "abc"}, "width must be a whole number of at least 1, got 'abc'"),
+        ({}, {"base.width": 8}, "base.* is the base model of a parametrization: add --set parametrization=spectral"),
+        ({}, {"base.widht": 8, "parametrization": "mup"}, "unknown task option 'widht': did you mean 'width'?"),
+        ({}, {"base.width": 0, "parametrization": "mup"}, "width must be a whole number of at least 1"),
+        ({}, {"parametrization": "mp"}, "unknown parametrization 'mp': did you mean 'mup'?"),
         ({}, {"opt.lrr": 3}, "unknown key 'opt.lrr': did you mean 'opt.lr'?"),
         ({}, {"schedule.warmup": 0.1}, "unknown key 'schedule.warmup': did you mean 'schedule.warmup_fraction'?"),
         ({}, {"schedule.kind": "cosin"}, "unknown schedule.kind 'cosin': did you mean 'cosine'?"),
