@@ -81,9 +81,10 @@ class CoordinateProbe:
 
 def shrink(group: Mapping[str, Any]) -> float:
     """The factor that the decay of a step has left of the weights of a group, as far as it is the same for all."""
+    lr, peak = float(group["lr"]), group.get("peak_lr")
     if group["decay"] == "independent":
-        return 1.0 - float(group["lr"]) / group["peak_lr"] * group["weight_decay"]
-    return 1.0 - float(group["lr"]) * group["weight_decay"] if group["decay"] == "decoupled" else 1.0
+        return 1.0 - (lr / peak if peak else 0.0) * group["weight_decay"]
+    return 1.0 - lr * group["weight_decay"] if group["decay"] == "decoupled" else 1.0
 
 
 def _owns_matrix(module: nn.Module) -> bool:
