@@ -1,7 +1,7 @@
 """The coordinate check: a few steps at several widths, with predictions that are written down before any of them.
 
-What is predicted is how |dW|_(RMS -> RMS) = |dW|_op sqrt(fan_in / fan_out) of a hidden matrix grows with the width n, its
-aspect fan_out / fan_in constant, so that fan_in, fan_out ~ n and sqrt(fan_in / fan_out) ~ 1.
+What is predicted is how |dW|_(RMS -> RMS) = |dW|_op sqrt(fan_in / fan_out) of a hidden matrix grows with the width n,
+its aspect fan_out / fan_in constant, so that fan_in, fan_out ~ n and sqrt(fan_in / fan_out) ~ 1.
 
 Orthogonalised updates dW = lr s(fan_out, fan_in) O have |O|_op = 1 at every width, so the power is that of lr s:
 
@@ -17,8 +17,8 @@ vectors, the limit that muP is made for), 1/2 where its spectrum is flat (entrie
 A batch lies between, so a range is predicted: it is what the norms allow, not what muP assumes.
 
 The parametrization multiplies lr: "standard" by 1; "mup" by 1 / fan_in for every optimizer (Essential AI 2025,
-2505.02222, after Adam's rule), which adds -1 to all of the above; "spectral" by what takes the power to 0: 1 / s for what
-is orthogonalised, 1 / fan_in for what is element-wise (Qiu et al. 2025, 2512.05620), whose aligned limit it makes 0.
+2505.02222, after Adam's rule), which adds -1 to all of the above; "spectral" by what takes the power to 0: 1 / s for
+what is orthogonalised, 1 / fan_in for what is element-wise (Qiu et al. 2025, 2512.05620), whose aligned limit it makes 0.
 
 So Muon's update grows like n^(1/2) under match_rms_adamw, shrinks like n^(-1/2) with it under "mup" and like n^(-1)
 with the other scales; that of AdamW shrinks like n^(-1/2) under "mup" and "spectral" where nothing is aligned.

@@ -33,9 +33,7 @@ class CoordinateProbe:
              must not depend on the width, and it is not hidden behind the size at initialisation
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: Engine, look: Callable[[], object], steps: Collection[int]
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: Engine, look: Callable[[], object], steps: Collection[int]) -> None:
         """`look` passes the fixed batch through the model, the same way each time. Call it before any step."""
         self.optimizer, self.look, self.steps = optimizer, look, frozenset(steps)
         owners = {name or ROOT: m for name, m in model.named_modules() if _owns_matrix(m)}
