@@ -18,7 +18,7 @@ A batch lies between, so a range is predicted: it is what the norms allow, not w
 
 The parametrization multiplies lr: "standard" by 1; "mup" by 1 / fan_in for every optimizer (Essential AI 2025,
 2505.02222, after Adam's rule), which adds -1 to all of the above; "spectral" by what takes the power to 0: 1 / s for
-what is orthogonalised, 1 / fan_in for what is element-wise (Qiu et al. 2025, 2512.05620), whose aligned limit it makes 0.
+what is orthogonalised, 1 / fan_in for what is element-wise (Qiu et al. 2025, 2512.05620), 0 in the aligned limit.
 
 So Muon's update grows like n^(1/2) under match_rms_adamw, shrinks like n^(-1/2) with it under "mup" and like n^(-1)
 with the other scales; that of AdamW shrinks like n^(-1/2) under "mup" and "spectral" where nothing is aligned.

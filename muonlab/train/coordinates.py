@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from muonlab.errors import UsageError
 from muonlab.optim.blocks import blocks_of
 from muonlab.optim.engine import Engine
 from muonlab.records.watch import CHANGE, UPDATE
 from muonlab.roles import Role
+from muonlab.tasks.base import Task
+from muonlab.train.batches import to_device
+from muonlab.train.checkpoint import restore_rng, rng_state, seed_rng
 
-__all__ = ["CoordinateProbe"]
+__all__ = ["CoordinateProbe", "fixed_look"]
 
 MATRICES = (Role.HIDDEN, Role.CONV, Role.EXPERT)
 ROOT = "model"  # what the outermost module is called, whose own name is empty
@@ -75,6 +79,23 @@ class CoordinateProbe:
             for hook in hooks:
                 hook.remove()
         return {name: torch.cat(seen[name]) for name in self.modules if name in seen}
+
+
+def fixed_look(task: Task, model: nn.Module, device: str, autocast: Callable[[], Any]) -> Callable[[], None]:
+    """Passes the first held-out batch, dropout off and with the same random numbers each time; a run keeps its own."""
+
+    def look() -> None:
+        before = rng_state(torch.device(device).type)
+        seed_rng(0)
+        first = next(iter(task.evaluation()), None)
+        if first is None:
+            raise UsageError("the coordinate check needs held-out data: evaluation() yielded nothing")
+        model.eval()
+        with torch.no_grad(), autocast():
+            task.loss(model, to_device(first[0], device))
+        restore_rng(before)
+
+    return look
 
 
 def shrink(group: Mapping[str, Any]) -> float:

@@ -21,7 +21,7 @@ from muonlab.tasks.base import Task
 from muonlab.train.averaging import Average
 from muonlab.train.batches import dealt, micro_samples_of, samples_of, to_device
 from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state, seed_rng
-from muonlab.train.coordinates import CoordinateProbe
+from muonlab.train.coordinates import CoordinateProbe, fixed_look
 from muonlab.train.curves import thinned, typical
 from muonlab.train.environment import environment, peak_bytes
 from muonlab.train.noise import NoiseProbe
@@ -190,18 +190,8 @@ class _Run:
         steps = self.watch.coordinate_steps(self.spec)
         if steps and self.ranks.world_size > 1:
             raise UsageError("the coordinate check is taken in one process: leave --coordinates out under torchrun")
-        return CoordinateProbe(self.model, self.optimizer, self._look, steps)
-
-    def _look(self) -> None:
-        """Pass the first held-out batch, with the same random numbers each time; the run goes on with its own."""
-        before = rng_state(self.spec.device)
-        seed_rng(0)
-        self.model.eval()
-        with torch.no_grad(), self._autocast():
-            for batch, _ in self.task.evaluation():
-                self.task.loss(self.model, to_device(batch, self.device))
-                break
-        restore_rng(before)
+        look = fixed_look(self.task, self.model, self.device, self._autocast)
+        return CoordinateProbe(self.model, self.optimizer, look, steps)
 
     def _small_gradients(self, start: int) -> dict[Tensor, Tensor]:
         """Of the first few samples of a batch, by parameter; whatever this draws, the run draws again."""
