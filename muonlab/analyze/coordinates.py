@@ -219,7 +219,8 @@ def _checked(
     if outside:
         verdict, detail = "failed", f"{len(outside)} of {len(changes)} layers change with the width"
     elif diverged or lost:
-        detail = f"{diverged} of {len(keys)} runs diverged and {lost} failed: lower lr"
+        losses = [f"{count} {word}" for count, word in ((diverged, "diverged: lower lr"), (lost, "failed")) if count]
+        detail = f"of {len(keys)} runs {' and '.join(losses)}"
     elif not changes:
         detail = "no layer was measured"
     elif open_ones:

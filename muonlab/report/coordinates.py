@@ -29,6 +29,7 @@ def coordinates_table(finding: CoordinateFinding) -> list[RenderableType]:
     return spaced(
         Text(clean(coordinate_sentence(finding)), style="bold"),
         _checks(finding),
+        *_reasons(finding),
         _predictions(finding.predictions),
         *(_layers(finding, name) for name in finding.optimizers),
         Text(clean(notes), style="dim"),
@@ -51,11 +52,17 @@ def _checks(finding: CoordinateFinding) -> RenderableType:
         table.add_column(head, overflow="fold")
     table.add_column("check", no_wrap=True)
     table.add_column("furthest from 0", overflow="fold")
-    table.add_column("why", overflow="fold", ratio=1)
+    table.add_column("", no_wrap=True)
     for one in finding.checks:
-        worst = "-" if one.worst is None else f"{short_layer(one.worst.layer)}\n{power_words(one.worst)}"
-        table.add_row(*map(cell, (one.name, one.parametrization)), _judged(one.verdict), cell(worst), cell(one.detail))
+        worst = ("-", "-") if one.worst is None else (short_layer(one.worst.layer), power_words(one.worst))
+        table.add_row(*map(cell, (one.name, one.parametrization)), _judged(one.verdict), *map(cell, worst))
     return table
+
+
+def _reasons(finding: CoordinateFinding) -> list[RenderableType]:
+    """Why those that did not pass did not, a line each."""
+    told = [one for one in finding.checks if one.verdict != "passed"]
+    return [Text(clean("\n".join(f"- {o.name} {o.parametrization}: {o.detail}" for o in told)))] if told else []
 
 
 def _predictions(found: Sequence[Predicted]) -> RenderableType:

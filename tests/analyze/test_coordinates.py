@@ -95,7 +95,7 @@ def test_a_diverged_run_lets_nothing_pass() -> None:
     _, finding = checked(World(diverges=("muon", "spectral", 256)))
     found = {(one.name, one.parametrization): one for one in finding.checks}
     one = found["muon", "spectral"]
-    assert one.verdict == "unresolved" and one.num_diverged == 3 and "3 of 12 runs diverged" in one.detail
+    assert one.verdict == "unresolved" and one.num_diverged == 3 and one.detail == "of 12 runs 3 diverged: lower lr"
     assert finding.slope("muon", "spectral", "change", "head").values[-1] is None
     assert finding.slope("muon", "spectral", "change", "head").num_runs == 9
     assert found["muon", "mup"].verdict == "passed"

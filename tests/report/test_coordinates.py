@@ -43,7 +43,7 @@ def test_the_table_fits_and_says_everything(finding, width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     flat = " ".join(text.split())
     assert "passed by adamw mup, adamw spectral, muon standard, muon mup; failed by adamw standard" in flat
-    assert "unresolved for muon spectral" in flat and "diverged" in flat
+    assert "unresolved for muon spectral" in flat and "- muon spectral: of 12 runs 3 diverged" in flat
     for one in finding.predictions:
         assert power_words(one) in text and predicted_words(one.prediction) in text
     worst = finding.checks[0].worst
