@@ -49,8 +49,8 @@ STEPS = (1, 2, 4, 8)
 EVAL_TOKENS = 8192  # unless set: the final loss, which would take longer than the steps, plays no part
 ALIGNED, FLAT = 1.0, 0.5  # power of the width of element-wise updates in the two limits
 POWER_OF_SCALE = {"original": 0.0, "spectral": 0.0, "match_rms_adamw": 0.5, "sqrt_max": 0.5}
-ORTHOGONAL = ("muon", "orthogonal_sgdm", "scion")  # whose direction has spectral norm 1 before the scale
-ELEMENTWISE = ("adamw", "nadamw", "cautious", "adopt", "ademamix", "lion", "signum")  # entries of about 1
+ORTHOGONAL = ("muon", "scion")  # whose direction has spectral norm 1 before the scale
+ELEMENTWISE = ("adamw", "nadamw", "cautious", "adam_mini", "ademamix", "adopt", "lion", "signum")  # entries of about 1
 
 
 @dataclass(frozen=True)
