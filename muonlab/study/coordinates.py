@@ -25,17 +25,18 @@ with the other scales; that of AdamW shrinks like n^(-1/2) under "mup" and "spec
 Powers are of the limit: real widths add what momentum, iterations of the polar factor, and rounded shapes do.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from muonlab.errors import UsageError, unknown
-from muonlab.kernels.norms import canonical_scale
 from muonlab.optim import catalog
+from muonlab.optim.engine import Engine
 from muonlab.records import RunSpec
 from muonlab.records.coordinate_evidence import CoordinateEvidence, CoordinateRun, Prediction
-from muonlab.records.spec import PARAMETRIZATIONS
+from muonlab.records.spec import PARAMETRIZATIONS, Value
 from muonlab.records.watch import Watch
 from muonlab.study.config import ComparisonConfig, StudyConfig, validated
 from muonlab.study.plan import MIN_STEPS, base_specs
@@ -48,7 +49,6 @@ __all__ = ["STEPS", "CoordinatePlan", "check_coordinates", "parametrized", "plan
 STEPS = (1, 2, 4, 8)
 EVAL_TOKENS = 8192  # unless set: the final loss, which would take longer than the steps, plays no part
 ALIGNED, FLAT = 1.0, 0.5  # power of the width of element-wise updates in the two limits
-POWER_OF_SCALE = {"original": 0.0, "spectral": 0.0, "match_rms_adamw": 0.5, "sqrt_max": 0.5}
 ORTHOGONAL = ("muon", "scion")  # whose direction has spectral norm 1 before the scale
 ELEMENTWISE = ("adamw", "nadamw", "cautious", "adam_mini", "ademamix", "adopt", "lion", "signum")  # entries of about 1
 
@@ -175,7 +175,7 @@ def predict(name: str, base: RunSpec, kind: str) -> Prediction:
     """
     cls = catalog.get(base.optimizer, base.optimizer_source)
     rule = cls.rule.name
-    low, high, why = _powers(rule, catalog.conventions(cls, base.hyperparameters).get("scale rule", ""))
+    low, high, why = _powers(cls, base.hyperparameters)
     if low is None or high is None:
         return Prediction(name=name, parametrization=kind, low=None, high=None, reason=why)
     if kind == "mup":
@@ -187,14 +187,15 @@ def predict(name: str, base: RunSpec, kind: str) -> Prediction:
     return Prediction(name=name, parametrization=kind, low=low, high=high, reason=why)
 
 
-def _powers(rule: str, scale: str) -> tuple[float | None, float | None, str]:
+def _powers(cls: type[Engine], settings: Mapping[str, Value]) -> tuple[float | None, float | None, str]:
     """Power of the width of the update at a constant lr, from and to, and why."""
-    if rule in ELEMENTWISE:
+    name = cls.rule.name
+    if name in ELEMENTWISE:
         return FLAT, ALIGNED, f"element-wise: {FLAT:g} (flat spectrum) to {ALIGNED:g} (rank 1)"
-    if rule not in ORTHOGONAL:
-        return None, None, f"no prediction is registered for {rule}"
-    try:
-        power = POWER_OF_SCALE[canonical_scale(scale)]
-    except (ValueError, KeyError):
-        return None, None, f"no prediction is registered for the scale {scale}"
+    if name not in ORTHOGONAL:
+        return None, None, f"no prediction is registered for {name}"
+    own = {key: v for key, v in catalog.arguments(cls, settings).items() if not key.startswith("aux_")}
+    narrow, wide = (cls.rule(**own).scale((n, n)) for n in (64, 128))
+    power = round(math.log2(wide / narrow), 6)
+    scale = catalog.conventions(cls, settings)["scale rule"]
     return power, power, f"spectral norm 1 x scale {scale}: {power:g}"

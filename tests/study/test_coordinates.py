@@ -26,7 +26,14 @@ def powers(optimizer: str, scale: str | None, kind: str) -> tuple[float | None, 
 
 @pytest.mark.parametrize(
     ("scale", "standard", "mup"),
-    [(None, 0, -1), ("original", 0, -1), ("spectral", 0, -1), ("match_rms_adamw", 0.5, -0.5), ("sqrt_max", 0.5, -0.5)],
+    [
+        (None, 0, -1),
+        ("original", 0, -1),
+        ("spectral", 0, -1),
+        ("match_rms_adamw", 0.5, -0.5),
+        ("sqrt_max", 0.5, -0.5),
+        ("rms_norm", 0.5, -0.5),
+    ],
 )
 def test_what_is_predicted_of_muon(scale: str | None, standard: float, mup: float) -> None:
     for kind, power in zip(KINDS, (standard, mup, 0.0), strict=True):
