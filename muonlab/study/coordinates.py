@@ -47,6 +47,7 @@ from muonlab.tasks import catalog as tasks
 __all__ = ["STEPS", "CoordinatePlan", "check_coordinates", "parametrized", "plan_coordinates", "predict"]
 
 STEPS = (1, 2, 4, 8)
+CONSTANT = {"schedule.kind": "constant", "schedule.warmup_fraction": 0.0, "averaging": 0.0}  # whatever the config says
 EVAL_TOKENS = 8192  # unless set: the final loss, which would take longer than the steps, plays no part
 ALIGNED, FLAT = 1.0, 0.5  # power of the width of element-wise updates in the two limits
 ORTHOGONAL = ("muon", "scion")  # whose direction has spectral norm 1 before the scale
@@ -98,10 +99,11 @@ def plan_coordinates(
 ) -> CoordinatePlan:
     """Check everything that can be checked before the first run, lay it out, and register what is predicted.
 
-    lr is constant from the first step, the same at all widths: that of the config, else where a tuning starts.
+    lr is constant from the first step, the same at all widths: that of the config, else where a tuning starts. What the
+    config says of schedule and averaging is for longer runs than these.
 
-    Raises   UsageError for fewer than two widths, a parametrization that there is not, a schedule with a warmup or a
-             decay, and for what `base_specs` refuses
+    Raises   UsageError for fewer than two widths, a parametrization that there is not, settings that the check makes
+             itself, and for what `base_specs` refuses
     """
     widths, kinds = tuple(sorted(set(widths))), tuple(dict.fromkeys(parametrizations))
     if len(widths) < 2 or widths[0] < 1:
@@ -123,17 +125,13 @@ def plan_coordinates(
 
 
 def _with_constant_lr(config: StudyConfig, width: int, num_steps: int) -> ComparisonConfig:
-    fixed = {"schedule.kind": "constant", "schedule.warmup_fraction": 0.0, "averaging": 0.0}
-    for name, value in fixed.items():
-        if (asked := config.settings.get(name, value)) != value:
-            raise UsageError(f"a coordinate check keeps lr constant from its first step: leave {name} = {asked} out")
     taken = {"seed": "--seed", "task.width": "--widths", "parametrization": "--parametrizations"}
     for name, flag in taken.items():
         if name in config.settings:
             raise UsageError(f"a coordinate check sets {name} itself: use {flag}")
     shared = {name: getattr(config, name) for name in StudyConfig.model_fields}
     short = {"task.eval_tokens": EVAL_TOKENS} if "eval_tokens" in tasks.locate(config.task).options else {}
-    settings = {**short, **config.settings, **fixed, "task.width": width}
+    settings = {**short, **config.settings, **CONSTANT, "task.width": width}
     return validated({**shared, "settings": settings, "horizon_tokens": num_steps * config.batch_tokens})
 
 
