@@ -55,7 +55,7 @@ class Watch:
     def seen_in(self, record: "Record") -> bool:
         """Whether a record already holds everything that is asked for."""
         noise = not self.noise_cost or set(NOISE) <= set(record.probes)
-        taken = {step for name, series in record.probes.items() if name.startswith(CHANGE) for step in series.steps}
-        coordinates = self.coordinate_steps(record.spec) <= taken
+        found = [series for name, series in record.probes.items() if name.startswith((CHANGE, UPDATE))]
+        coordinates = self.coordinate_steps(record.spec) <= {step for series in found for step in series.steps}
         evaluated = self.steps(record.spec) <= set(record.eval_steps)
         return record.outcome == "diverged" or (noise and coordinates and evaluated)

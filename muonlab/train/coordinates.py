@@ -20,7 +20,7 @@ __all__ = ["CoordinateProbe", "fixed_look"]
 
 MATRICES = (Role.HIDDEN, Role.CONV, Role.EXPERT)
 ROOT = "model"  # what the outermost module is called, whose own name is empty
-ROWS = 512  # that are kept of an output, drawn once; all else about it costs no memory
+ROWS = 512  # that are kept of an output, always the same, so that wide outputs cost little memory
 
 
 class CoordinateProbe:
@@ -32,13 +32,13 @@ class CoordinateProbe:
              units of the output. Of several matrices in one parameter (heads, experts, fused projections) the largest
     Units    outputs are those of the last weights, not of averaged ones. "cautious" decay is left in the update: which
              weights it spared is not known afterwards
-    Source   Yang et al. 2022 (2203.03466), appendix D.1, for the check; Yang et al. 2023 (2310.17813) for the norm
-    Differs  from the coordinate check of the mup package, which shows the size of outputs: that of the change is what
-             must not depend on the width, and it is not hidden behind the size at initialisation
+    Source   Yang et al. 2022 (2203.03466) for the check; Yang, Simon, Bernstein 2023 (2310.17813) for the norm
+    Differs  from what the mup package plots, the mean absolute output: that hides a change behind what is there at
+             initialisation
     """
 
     def __init__(self, model: nn.Module, optimizer: Engine, look: Callable[[], object], steps: Collection[int]) -> None:
-        """`look` passes the fixed batch through the model, the same way each time. Call it before any step."""
+        """`look` passes the fixed batch through the model, the same way each time. Made before the first step."""
         self.optimizer, self.look, self.steps = optimizer, look, frozenset(steps)
         owners = {name or ROOT: m for name, m in model.named_modules() if _owns_matrix(m)}
         self.modules = owners if self.steps else {}
