@@ -1,9 +1,8 @@
 """Which parameter of a base model answers to which of a larger one, and by how much that has grown."""
 
 import math
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from muonlab.optim.parametrization import Growth
 from muonlab.optim.routing import owners_of, route
 from muonlab.roles import Role
 
-__all__ = ["TABLES", "Pair", "growth_of", "matched", "pattern_of"]
+__all__ = ["TABLES", "Pair", "growth_of", "matched", "patterns"]
 
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 CONVS = nn.modules.conv._ConvNd
@@ -44,22 +43,51 @@ class Pair:
         return any(isinstance(module, TABLES) for module in self.modules)
 
 
-def pattern_of(name: str) -> str:
-    """The name without the numbers of blocks.
+def patterns(names: Iterable[str], base_names: Iterable[str]) -> Callable[[str], str]:
+    """What makes of a name the one without the numbers of blocks: of lists that have other numbers in the base.
 
-    >>> pattern_of("blocks.10.attention.o.weight")
-    'blocks.#.attention.o.weight'
+    >>> pattern = patterns(["h.0.mlp.0.w", "h.0.mlp.2.w", "h.1.mlp.0.w", "h.1.mlp.2.w"], ["h.0.mlp.0.w", "h.0.mlp.2.w"])
+    >>> pattern("h.1.mlp.2.w")
+    'h.#.mlp.2.w'
     """
-    return re.sub(r"(?<![^.])\d+(?![^.])", "#", name)
+    here, there = _numbers(names), _numbers(base_names)
+    unlike = {place for place in here.keys() | there.keys() if here.get(place) != there.get(place)}
+
+    def pattern(name: str) -> str:
+        return ".".join("#" if place in unlike else part for part, place in _places(name))
+
+    return pattern
 
 
-def matched(model: nn.Module, base: nn.Module, roles: Mapping[str, Role | str] | None) -> list[Pair]:
-    """Every parameter of the model with its counterparts in the base.
+def _places(name: str) -> list[tuple[str, str | None]]:
+    """Each part of a name and, if it is a number, the list that it is in."""
+    reduced, found = "", []
+    for part in name.split("."):
+        found.append((part, reduced if part.isdigit() else None))
+        reduced += ".#" if part.isdigit() else f".{part}"
+    return found
+
+
+def _numbers(names: Iterable[str]) -> dict[str, set[str]]:
+    """List -> the numbers that occur in it."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        for part, place in _places(name):
+            if place is not None:
+                found.setdefault(place, set()).add(part)
+    return found
+
+
+def matched(
+    model: nn.Module, base: nn.Module, roles: Mapping[str, Role | str] | None
+) -> tuple[list[Pair], Callable[[str], str]]:
+    """Every parameter of the model with its counterparts in the base; and what makes the pattern of a name.
 
     Raises   UsageError where one of them has none: the two are of different kinds
     """
     routes, owners = route(model, roles, strict=False), owners_of(model)
     of_base = {found.name: found.param for found in route(base, strict=False)}
+    pattern_of = patterns((found.name for found in routes), of_base)
     alike: dict[str, list[Tensor]] = {}
     for name, param in of_base.items():
         alike.setdefault(pattern_of(name), []).append(param)
@@ -77,7 +105,7 @@ def matched(model: nn.Module, base: nn.Module, roles: Mapping[str, Role | str] |
             raise UsageError(f"{name} has no counterpart of one shape in the base: {SAME_CLASS}")
         modules = [module for _, module in owners[id(param)]]
         pairs.append(Pair(name, param, role, others, depth, modules, transposed))
-    return pairs
+    return pairs, pattern_of
 
 
 def growth_of(pair: Pair) -> Growth:

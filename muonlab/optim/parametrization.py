@@ -136,6 +136,7 @@ def check_kind(kind: str) -> None:
 
 def check_rules(kind: str, *rules: type[Rule] | None) -> None:
     """Raises   UsageError for a rule of which the kind says nothing"""
+    check_kind(kind)
     known = {"standard": (), "mup": (*LAWS, *MUP_ONLY), "spectral": tuple(LAWS)}[kind]
     for rule in rules:
         if kind != "standard" and rule is not None and rule.name not in known:
@@ -220,13 +221,14 @@ class Parametrization:
         return first
 
     def __str__(self) -> str:
-        """One line per parameter that has grown, and per multiplier."""
-        lines = [f"parametrization {self.kind}"]
+        """One line per parameter that has grown, and per module that is scaled."""
+        rows = [("parameter", "role", "fan_out", "fan_in", "number")]
         for name, g in self.growths.items():
-            if (g.fan_out, g.fan_in, g.depth) != (1.0, 1.0, 1.0):
-                grown = f"fan_out x{g.fan_out:.4g}  fan_in x{g.fan_in:.4g}  depth x{g.depth:.4g}"
-                lines.append(f"{name}  {g.role}  {grown}")
-        return "\n".join([*lines, *(f"{name}  output x{factor:.4g}" for name, factor in self.outputs.items())])
+            if (grown := (g.fan_out, g.fan_in, g.depth)) != (1.0, 1.0, 1.0):
+                rows.append((name, str(g.role), *(f"x {factor:.4g}" for factor in grown)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *(f"{name} as a module: x {factor:.4g}" for name, factor in self.outputs.items())])
 
 
 def _parts(name: str, growth: Growth, split: Mapping[str, Any]) -> list[Growth]:

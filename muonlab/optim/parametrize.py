@@ -1,8 +1,9 @@
 """Apply a parametrization to a model: initial weights, output multipliers, and what its optimizer will need."""
 
+import fnmatch
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,9 @@ from torch import Tensor, nn
 
 from muonlab.errors import UsageError, unknown
 from muonlab.optim import catalog
-from muonlab.optim.counterparts import TABLES, Pair, growth_of, matched, pattern_of
+from muonlab.optim.counterparts import TABLES, Pair, growth_of, matched
 from muonlab.optim.groups import routed_groups, rule_defaults
 from muonlab.optim.parametrization import Growth, Parametrization, check_kind, init_power
-from muonlab.optim.routing import match_names
 from muonlab.optim.scaling import is_marked, mark, parametrization_of, scaling_of
 from muonlab.optim.sharding import is_dtensor
 from muonlab.roles import Role
@@ -55,12 +55,12 @@ def parametrize(
     >>> import muonlab
     >>> small, large = (nn.Sequential(nn.Linear(8, n), nn.Linear(n, n), nn.Linear(n, 4)) for n in (16, 64))
     >>> print(muonlab.parametrize(large, base=small))
-    parametrization spectral
-    0.weight  hidden  fan_out x4  fan_in x1  depth x1
-    0.bias  vector  fan_out x4  fan_in x1  depth x1
-    1.weight  hidden  fan_out x4  fan_in x4  depth x1
-    1.bias  vector  fan_out x4  fan_in x1  depth x1
-    2.weight  head  fan_out x1  fan_in x4  depth x1
+    parameter  role    fan_out  fan_in  number
+    0.weight   hidden  x 4      x 1     x 1
+    0.bias     vector  x 4      x 1     x 1
+    1.weight   hidden  x 4      x 4     x 1
+    1.bias     vector  x 4      x 1     x 1
+    2.weight   head    x 1      x 4     x 1
     >>> optimizer = muonlab.AdamW(large, lr=0.01)
     >>> sorted({group["lr"] for group in optimizer.param_groups})
     [0.0025, 0.01]
@@ -69,7 +69,8 @@ def parametrize(
     if kind == "standard":
         return Parametrization(kind, {}, {})
     _check(model, base)
-    pairs, branches = matched(model, base, roles), [branches] if isinstance(branches, str) else list(branches)
+    pairs, pattern_of = matched(model, base, roles)
+    branches = [branches] if isinstance(branches, str) else list(branches)
     growths = {pair.name: growth_of(pair) for pair in pairs}
     for pair in pairs:
         if pair.depth < 1:
@@ -77,7 +78,7 @@ def parametrize(
         if pair.depth > 1 and not branches:
             more = f"the model has more of {pattern_of(pair.name)} than its base"
             raise UsageError(f"{more}: name the modules that write to its residual stream in `branches`")
-    inputs, outputs = _tied_heads(model, pairs, growths), _branches(model, base, branches)
+    inputs, outputs = _tied_heads(model, pairs, growths), _branches(model, base, branches, pattern_of)
     for pair in pairs:
         _rescale(pair, growths[pair.name])
     for path, factor in inputs.items():
@@ -95,7 +96,7 @@ def param_groups(
     """The groups of a parametrized model for an optimizer of torch, or another that is element-wise.
 
     `rule` is the one of ours that it equals ("adamw", "sgd", ...); `hyperparameters` (lr, eps, weight_decay) are those
-    of the base, and what must be multiplied and is not given has the default of ours. Vectors get no weight decay.
+    of the base. eps, where it is not given and must change, is that of ours; weight_decay is 0 then, and of vectors.
 
     Raises   UsageError for a model that is not parametrized, or a rule for matrices: take our class for it
 
@@ -111,7 +112,7 @@ def param_groups(
         raise UsageError("the model is not parametrized: call muonlab.parametrize(model, base=...) first")
     if cls.rule.is_matrix_rule():
         raise UsageError(f"{rule} is for matrices: use muonlab.{cls.__name__}(model), which does this itself")
-    values = {**rule_defaults(cls.rule), **hyperparameters}
+    values = {**rule_defaults(cls.rule), "weight_decay": 0.0, **hyperparameters}
     for name in hyperparameters:
         if name not in rule_defaults(cls.rule):
             raise unknown(f"hyperparameter of {rule}", name, rule_defaults(cls.rule))
@@ -121,11 +122,10 @@ def param_groups(
     plain = []
     for group in groups:
         factors = group["multipliers"]
-        own = {key: values[key] * factors[key] if key in factors else values[key] for key in {**values, **factors}}
+        own = {key: values[key] * factors.get(key, 1.0) for key in (*factors, "lr", "weight_decay")}
         if group["role"] == Role.VECTOR:
             own["weight_decay"] = 0.0
-        told = {*hyperparameters, *factors, "weight_decay"}
-        plain.append({"params": [p for _, p in group["params"]], **{k: v for k, v in own.items() if k in told}})
+        plain.append({"params": [param for _, param in group["params"]], **hyperparameters, **own})
     return plain
 
 
@@ -176,16 +176,21 @@ def _tied_heads(model: nn.Module, pairs: Sequence[Pair], growths: Mapping[str, G
     return found
 
 
-def _branches(model: nn.Module, base: nn.Module, branches: Sequence[str]) -> dict[str, float]:
+def _branches(
+    model: nn.Module, base: nn.Module, branches: Sequence[str], pattern_of: Callable[[str], str]
+) -> dict[str, float]:
     """Each branch with base depth / depth, where it is not 1."""
-    if not branches:
-        return {}
     names = [name for name, _ in model.named_modules() if name]
-    chosen = match_names("branches", dict.fromkeys(branches), names)
+    counts, found = Counter(map(pattern_of, names)), {}
     before = Counter(pattern_of(name) for name, _ in base.named_modules())
-    now = Counter(pattern_of(name) for name in names)
-    factors = {name: before[pattern_of(name)] / now[pattern_of(name)] for name in names if name in chosen}
-    return {name: factor for name, factor in factors.items() if factor != 1.0}
+    for pattern in branches:
+        chosen = fnmatch.filter(names, pattern)
+        if not chosen or not all(before[pattern_of(name)] for name in chosen):
+            lacks = "base" if chosen else "model"
+            first = ", ".join(names[:5])
+            raise UsageError(f"branches: no module of the {lacks} is called {pattern!r} (the first are {first})")
+        found |= {name: before[pattern_of(name)] / counts[pattern_of(name)] for name in chosen}
+    return {name: factor for name, factor in found.items() if factor != 1.0}
 
 
 def _rescale(pair: Pair, growth: Growth) -> None:

@@ -27,9 +27,15 @@ OPTIMIZERS = ("muon", "adamw", "normuon")
 def spec(optimizer: str, micro: int = 0) -> RunSpec:
     exact = {} if optimizer == "adamw" else {"opt.polar_dtype": "float32"}
     heads = {"num_heads": 4}
+    grown = (
+        {"parametrization": "spectral", "base": {"width": 8, "depth": 1, "mlp_width": 20}}
+        if optimizer == "muon"
+        else {}
+    )
     return RunSpec(
         task="text-synthetic", task_options=SHAPE | heads, optimizer=optimizer, horizon_tokens=NUM_STEPS * 384,
         batch_tokens=384, micro_batch_tokens=micro, hyperparameters={"opt.lr": 0.01, **exact}, seed=1, averaging=0.25,
+        **grown,
     )  # fmt: skip
 
 
