@@ -24,11 +24,12 @@ def print_parts(parts: Any) -> None:
 
 
 def show_record(record: Any, json: bool, **more: Any) -> None:
+    from muonlab.report.coordinates import probe_table
     from muonlab.report.tables import record_table
 
     if json:
         return print_json({**record.to_dict(), **more})
-    print_parts(record_table(record))
+    print_parts([*record_table(record), *probe_table(record)])
 
 
 def show_comparison(

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
 from muonlab.cli import options as opt
-from muonlab.cli.arguments import paths, values
+from muonlab.cli.arguments import paths, values, whole_numbers
 from muonlab.cli.laboratory import Laboratory, users_code
 from muonlab.cli.show import show_record
 from muonlab.errors import UsageError
@@ -25,6 +25,14 @@ __all__ = ["train"]
 Result = TypeVar("Result")
 NOISE_COST = 0.02
 START = "torchrun --nproc-per-node 4 -m muonlab train ..."
+
+
+class Looks(NamedTuple):
+    """What is to be looked at during the run."""
+
+    eval_every: int
+    noise: bool
+    coordinates: frozenset[int]
 
 
 def train(
@@ -42,6 +50,14 @@ def train(
     noise: Annotated[
         bool, typer.Option("--noise", help="Measure gradient noise on the way, for about 2 % of the time.")
     ] = False,
+    coordinates: Annotated[
+        str | None,
+        typer.Option(
+            "--coordinates",
+            metavar="STEPS",
+            help="Steps after which to measure how far layers' outputs have moved, and updates, such as 1,2,4,8.",
+        ),
+    ] = None,
     settings: opt.Set = None,
     config: opt.Config = None,
     parallel: Annotated[
@@ -75,15 +91,16 @@ def train(
     parallel = chosen.pop("parallel", None)
     if not isinstance(parallel, str | None):
         raise UsageError(f"parallel: must be a text such as 'fsdp', got {parallel!r}")
+    looks = Looks(eval_every, noise, frozenset(whole_numbers("--coordinates", coordinates) or ()))
     laboratory = Laboratory(store, 1, threads, artifacts, not no_progress)
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        sys.exit(_over_ranks(chosen, eval_every, noise, laboratory, parallel or "ddp", timeout, json))
+        sys.exit(_over_ranks(chosen, looks, laboratory, parallel or "ddp", timeout, json))
     if parallel:
         raise UsageError(f"--parallel {parallel} needs several ranks: start them with {START}")
-    sys.exit(_run(*_spec(chosen, eval_every, noise), laboratory, json))
+    sys.exit(_run(*_spec(chosen, looks), laboratory, json))
 
 
-def _spec(chosen: dict[str, Any], eval_every: int, noise: bool) -> "tuple[RunSpec, Watch]":
+def _spec(chosen: dict[str, Any], looks: Looks) -> "tuple[RunSpec, Watch]":
     """What to run, and what to look at meanwhile."""
     from muonlab.records.watch import Watch
     from muonlab.study.config import validated
@@ -96,8 +113,11 @@ def _spec(chosen: dict[str, Any], eval_every: int, noise: bool) -> "tuple[RunSpe
     settings = {"seed": config.first_seed, **config.settings}
     with users_code():
         (spec,) = base_specs(config.model_copy(update={"settings": settings})).values()
-    eval_steps = range(eval_every, spec.num_steps + 1, eval_every) if eval_every else ()
-    return spec, Watch(frozenset(eval_steps), noise_cost=NOISE_COST if noise else 0.0)
+    every, last = looks.eval_every, max(looks.coordinates, default=0)
+    if last > spec.num_steps:
+        raise UsageError(f"--coordinates {last} is beyond the run's {spec.num_steps} steps: leave it out")
+    eval_steps = frozenset(range(every, spec.num_steps + 1, every) if every else ())
+    return spec, Watch(eval_steps, noise_cost=NOISE_COST if looks.noise else 0.0, coordinates=looks.coordinates)
 
 
 def _run(spec: "RunSpec", watch: "Watch", laboratory: Laboratory, json: bool, executor: Any = None) -> int:
@@ -112,13 +132,7 @@ def _run(spec: "RunSpec", watch: "Watch", laboratory: Laboratory, json: bool, ex
 
 
 def _over_ranks(
-    chosen: dict[str, Any],
-    eval_every: int,
-    noise: bool,
-    laboratory: Laboratory,
-    parallel: str,
-    timeout: float,
-    json: bool,
+    chosen: dict[str, Any], looks: Looks, laboratory: Laboratory, parallel: str, timeout: float, json: bool
 ) -> int:
     """The same by all ranks; the first has the store, and shows the record."""
     import torch
@@ -130,7 +144,7 @@ def _over_ranks(
 
     torch.set_num_threads(laboratory.threads)
     with _stopping() as stop, Ranks(parallel, chosen["device"], timeout) as ranks:
-        spec, watch = _on_all(ranks, lambda: _spec(chosen, eval_every, noise))
+        spec, watch = _on_all(ranks, lambda: _spec(chosen, looks))
         executor = RankedExecutor(ranks, laboratory.artifacts, stop=stop)
         try:
             if ranks.rank:

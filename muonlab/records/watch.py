@@ -3,15 +3,18 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from muonlab.errors import UsageError
 from muonlab.records.spec import RunSpec
 
 if TYPE_CHECKING:
     from muonlab.records.record import Record
 
-__all__ = ["NOISE", "Series", "Watch"]
+__all__ = ["CHANGE", "NOISE", "UPDATE", "Series", "Watch"]
 
 CURVE_SPAN = 32  # a curve begins after this part of the run, and its points are evenly spaced in log tokens
 NOISE = ("noise.gradient_square", "noise.trace", "noise.gradient_nuclear", "noise.nuclear")
+CHANGE, UPDATE = "change.", "update."  # before the name of a module, and of a parameter
+MOST_COORDINATES = 256  # a longer series would be averaged
 
 
 class Series(NamedTuple):
@@ -28,6 +31,11 @@ class Watch:
     eval_steps: frozenset[int] = frozenset()  # after which the held-out loss is taken
     curve_points: int = 0  # so many more, evenly spaced in log tokens, the last at the end of the run
     noise_cost: float = 0.0  # part of the arithmetic that may go into gradient noise, `NOISE`; 0 = not measured
+    coordinates: frozenset[int] = frozenset()  # steps after which the coordinate check is taken, `CHANGE` and `UPDATE`
+
+    def __post_init__(self) -> None:
+        if min(self.coordinates, default=1) < 1 or len(self.coordinates) > MOST_COORDINATES:
+            raise UsageError(f"the coordinate check is taken after at most {MOST_COORDINATES} steps, counted from 1")
 
     def steps(self, spec: RunSpec) -> frozenset[int]:
         """After which the held-out loss is taken, and what the task measures.
@@ -40,7 +48,14 @@ class Watch:
         curve = {max(1, round(spec.num_steps * CURVE_SPAN ** (i / last - 1))) for i in range(self.curve_points)}
         return self.eval_steps | frozenset(curve)
 
+    def coordinate_steps(self, spec: RunSpec) -> frozenset[int]:
+        """Those of the coordinate check that the run has."""
+        return frozenset(step for step in self.coordinates if step <= spec.num_steps)
+
     def seen_in(self, record: "Record") -> bool:
         """Whether a record already holds everything that is asked for."""
         noise = not self.noise_cost or set(NOISE) <= set(record.probes)
-        return record.outcome == "diverged" or (noise and self.steps(record.spec) <= set(record.eval_steps))
+        found = [series for name, series in record.probes.items() if name.startswith((CHANGE, UPDATE))]
+        coordinates = self.coordinate_steps(record.spec) <= {step for series in found for step in series.steps}
+        evaluated = self.steps(record.spec) <= set(record.eval_steps)
+        return record.outcome == "diverged" or (noise and coordinates and evaluated)

@@ -22,6 +22,7 @@ from muonlab.tasks.base import Task
 from muonlab.train.averaging import Average
 from muonlab.train.batches import dealt, micro_samples_of, samples_of, to_device
 from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state, seed_rng
+from muonlab.train.coordinates import CoordinateProbe, fixed_look
 from muonlab.train.curves import thinned, typical
 from muonlab.train.environment import environment, peak_bytes
 from muonlab.train.noise import NoiseProbe
@@ -60,8 +61,8 @@ def train(
     Raises   UsageError for a spec that can't be run; Interrupted when `should_stop` says so
     """
     task = task or tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
-    run, eval_steps = _Run(spec, task, ranks, watch.noise_cost), watch.steps(spec)
-    if checkpoints and (found := checkpoints.newest()) and run.goes_on_from(found.values, watch):
+    run, eval_steps = _Run(spec, task, ranks, watch), watch.steps(spec)
+    if checkpoints and (found := checkpoints.newest()) and run.goes_on_from(found.values):
         run.load(found.values, checkpoints.tensors(found, place_for(run.model)))
     saved = time.monotonic()
     while run.step < spec.num_steps and run.diverged_step is None:
@@ -90,7 +91,7 @@ class _Run:
     spec: RunSpec
     task: Task
     ranks: Alone
-    noise_cost: float
+    watch: Watch
     step: int = 0
     losses: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
@@ -118,10 +119,11 @@ class _Run:
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.average = Average(self.model, spec.averaging) if spec.averaging else None
-        self.noise = self._noise_probe() if self.noise_cost else None
-        self.probes = Probes(NOISE if self.noise_cost else ())
+        self.noise = self._noise_probe() if self.watch.noise_cost else None
+        self.probes = Probes(NOISE if self.watch.noise_cost else ())
         self.spread: nn.Module = spread
         self.forward: nn.Module = torch.compile(spread) if spec.compile else spread
+        self.coordinates = self._coordinate_probe()
         if self.ranks.data_rank:  # other dropout than that of the first
             seed_rng(self._own_seed(0))
 
@@ -165,12 +167,16 @@ class _Run:
             what = "loss" if not math.isfinite(loss) else "gradient norm"
             self.diverged_step, self.reason = step, f"{what} not finite at step {step}"
             return
+        measured = time.perf_counter()
+        self.coordinates.keep(step)
+        aside += time.perf_counter() - measured
         self.optimizer.step()
         self.step = step
         if self.average:
             self.average.update(step)
         self.losses.append(loss)
         self.step_seconds.append(time.perf_counter() - started - aside)
+        self.probes.note(step, self.coordinates.measure(step))
 
     def _backward(self, start: int, loss_of: Callable[[nn.Module, Any], Tensor]) -> float:
         parts = self.samples // self.micro_samples
@@ -190,7 +196,15 @@ class _Run:
         if self.ranks.world_size > 1:
             raise UsageError("gradient noise is measured in one process: leave --noise out under torchrun")
         per_token = tasks.flops_per_token(self.task, self.model)
-        return NoiseProbe(self.optimizer, self.samples, self.task.tokens_per_sample, per_token, self.noise_cost)
+        return NoiseProbe(self.optimizer, self.samples, self.task.tokens_per_sample, per_token, self.watch.noise_cost)
+
+    def _coordinate_probe(self) -> CoordinateProbe:
+        """Made of the first weights, before a checkpoint is loaded, so that a run that goes on has the same."""
+        steps = self.watch.coordinate_steps(self.spec)
+        if steps and self.ranks.world_size > 1:
+            raise UsageError("the coordinate check is taken in one process: leave --coordinates out under torchrun")
+        look = fixed_look(self.task, self.model, self.device, self._autocast)
+        return CoordinateProbe(self.model, self.optimizer, look, steps)
 
     def _small_gradients(self, start: int) -> dict[Tensor, Tensor]:
         """Of the first few samples of a batch, by parameter; whatever this draws, the run draws again."""
@@ -274,12 +288,13 @@ class _Run:
             "rng": [state for _, state in sorted(dict(generators).items())],  # by data rank
             "curves": [self.losses, self.step_seconds, [list(point) for point in self.eval_curve]],
             "probes": self.probes.state(),
-            "noise_cost": self.noise_cost,
+            "noise_cost": self.watch.noise_cost,
+            "coordinates": sorted(self.watch.coordinates),
             "seconds": [self.earlier_seconds + time.perf_counter() - self.started, self.eval_seconds],
             "num_observations": self.num_observations,
         }, tensors
 
-    def goes_on_from(self, values: dict[str, Any], watch: Watch) -> bool:
+    def goes_on_from(self, values: dict[str, Any]) -> bool:
         """Not where a checkpoint lies behind something that is asked for and was not measured.
 
         Raises   UsageError if it is one of another run
@@ -287,9 +302,10 @@ class _Run:
         if values["key"] != self.spec.key:
             raise UsageError("the checkpoint belongs to another run: remove it or choose another --artifacts folder")
         taken = {step for step, _ in values["curves"][2]}
-        if watch.noise_cost != values.get("noise_cost", 0.0):
+        if self.watch.noise_cost != values.get("noise_cost", 0.0):
             return False
-        return all(step > values["step"] or step in taken for step in watch.steps(self.spec))
+        missing = self.watch.coordinates - set(values.get("coordinates", ())) | (self.watch.steps(self.spec) - taken)
+        return all(step > values["step"] for step in missing)
 
     def load(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`; a collective."""

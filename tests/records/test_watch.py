@@ -8,7 +8,7 @@ import pytest
 from muonlab.errors import UsageError
 from muonlab.records import Record, RunSpec
 from muonlab.records.record import json_text
-from muonlab.records.watch import CURVE_SPAN, NOISE, Series, Watch
+from muonlab.records.watch import CHANGE, CURVE_SPAN, NOISE, Series, Watch
 
 SPEC = RunSpec(task="text", optimizer="muon", horizon_tokens=6400, batch_tokens=100)
 
@@ -47,3 +47,18 @@ def test_a_damaged_probe_is_refused(damaged) -> None:
     values = Record(spec=SPEC, outcome="ok").to_dict() | {"probes": {"noise.trace": damaged}}
     with pytest.raises(UsageError, match="not a record"):
         Record.from_dict(values)
+
+
+def test_the_steps_of_a_coordinate_check_must_all_be_in_the_record() -> None:
+    watch = Watch(coordinates=frozenset({1, 4, 1000}))  # the run has 64
+    assert watch.coordinate_steps(SPEC) == {1, 4}
+    seen = {f"{CHANGE}head": Series((1, 2, 4), (0.1, 0.2, 0.3))}
+    assert watch.seen_in(Record(spec=SPEC, outcome="ok", probes=seen))
+    assert not watch.seen_in(Record(spec=SPEC, outcome="ok", probes={f"{CHANGE}head": Series((1, 2), (0.1, 0.2))}))
+    assert not watch.seen_in(Record(spec=SPEC, outcome="ok"))
+
+
+@pytest.mark.parametrize("steps", [{0, 1}, {-1}, set(range(1, 300))])
+def test_steps_that_no_coordinate_check_has_are_refused(steps: set[int]) -> None:
+    with pytest.raises(UsageError, match="256 steps"):
+        Watch(coordinates=frozenset(steps))
