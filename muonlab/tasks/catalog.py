@@ -31,6 +31,7 @@ TASKS = {
     "text": "muonlab.tasks.text:Text",
     "text-synthetic": "muonlab.tasks.synthetic:Synthetic",
     "matrix": "muonlab.tasks.matrix:Matrix",
+    "components": "muonlab.tasks.components:Components",
 }
 METHODS = ("build", "batch", "loss", "evaluation")
 
