@@ -1,4 +1,4 @@
-"""The task `components`: classes made of orthogonal components, so that a linear classifier's margins can be compared."""
+"""The task `components`: classes made of orthogonal components, to compare the margins of linear classifiers on."""
 
 import math
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ class Components:
     Raises   UsageError for a value that no such problem has
 
     >>> task = Components()
-    >>> round(float(task.loss(task.build(), task.batch(0, 0, 1))), 6) == round(math.log(16), 6)
+    >>> round(task.loss(task.build(), task.batch(0, 0, 1)).item(), 6) == round(math.log(16), 6)
     True
     """
 
