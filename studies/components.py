@@ -29,7 +29,7 @@ LOSSES = (0.5, 0.1)
 ROTATIONS = range(5)
 NUM_LOOKS = 200  # at a run, evenly spaced in log steps
 FIRST_LOOK = 20
-SAME = 0.02  # of values, relatively, within which two optimizers count as alike: several times what a step changes
+SAME = 0.02  # of the larger of two values, within which they count as alike
 MEASURES = {
     "margin_mean": "mean margin",
     "margin_min": "least margin",
@@ -176,16 +176,16 @@ def _key(case: Case, way: str, rotation: int, records: Sequence[Record], factor:
     return replace(spec, torch=records[0].spec.torch, numerics=rules[spec.optimizer]).key
 
 
-def halved(records: Sequence[Record]) -> float:
-    """The largest relative change of any measure, at either loss, when the learning rate is halved."""
+def halved(records: Sequence[Record]) -> dict[str, float]:
+    """By measure, the largest change of any way at either loss when the learning rate is halved."""
     done = {record.key: record for record in records}
-    changes = []
+    changes = dict.fromkeys(MEASURES, 0.0)
     for way in WAYS:
         pair = [done[_key(CASES[0], way, 0, records, factor)] for factor in (1.0, HALVED)]
         for loss in LOSSES:
             a, b = (at_loss(run, loss) for run in pair)
-            changes += [abs(a[name] / b[name] - 1) for name in MEASURES if name != "margin_min"]
-    return max(changes)
+            changes = {name: max(change, abs(a[name] - b[name])) for name, change in changes.items()}
+    return changes
 
 
 def answers(found: Found) -> Iterator[tuple[str, ...]]:
@@ -198,19 +198,21 @@ def answers(found: Found) -> Iterator[tuple[str, ...]]:
 
 def _answer(found: Found, case: Case, loss: float, name: str) -> str:
     ours = found[case, "Muon", loss][name]
-    sides = {way: _side(ours / found[case, way, loss][name]) for way in WAYS if way != "Muon"}
+    sides = {way: side(ours, found[case, way, loss][name]) for way in WAYS if way != "Muon"}
     if set(sides.values()) == {"above"}:
         return "holds"
     parts = (f"{side} {way}" for way, side in sides.items() if side != "above")
     return f"fails: {', '.join(parts)}"
 
 
-def _side(ratios: np.ndarray) -> str:
-    if (ratios > 1 + SAME).all():
+def side(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """Where our values lie, basis by basis; margins may be negative."""
+    gaps = (ours - theirs) / np.maximum(abs(ours), abs(theirs))
+    if (gaps > SAME).all():
         return "above"
-    if (ratios < 1 - SAME).all():
+    if (gaps < -SAME).all():
         return "below"
-    return "like" if (abs(ratios - 1) <= SAME).all() else "mixed with"
+    return "like" if (abs(gaps) <= SAME).all() else "mixed with"
 
 
 def rows(found: Found, case: Case, loss: float) -> Iterator[tuple[str, ...]]:
@@ -243,13 +245,14 @@ def _heading(records: Sequence[Record]) -> list[str]:
         for way, (optimizer, asked, _) in WAYS.items()
     )
     task = Components()
+    changes = ", ".join(f"{change:.2g} ({MEASURES[name]})" for name, change in halved(records).items())
     text = f"""
     {len(records)} runs of the task `components`, {records[0].environment.get("machine")}, torch
     {records[0].spec.torch}: a linear classifier of {task.num_classes} classes in {task.dim} dimensions, from zero, in
     float64, on all data at every step; {len(ROTATIONS)} random bases, or one along the axes. {ways}. No decay, no
     warmup, constant lr; Muon's polar factor is exact. Each value is read where the run first has the loss named.
-    On the first data, at half the learning rate and either loss, mean margins, least margins over the norm, and ranks
-    change by at most {halved(records):.0%}."""
+    On the first data in one basis, at half the learning rate and either loss, no way's values change by more than
+    {changes}."""
     return [
         "# Components: margins and ranks at one loss",
         "",
@@ -264,11 +267,12 @@ def _heading(records: Sequence[Record]) -> list[str]:
 CLAIMED = f"""
 Ruan et al. 2026 (2606.09658) prove, says the abstract, that in a multi-component classification problem Muon has a
 larger margin and a higher effective rank than Adam and SGD. The full text is not known to us: the data and all
-definitions here are ours (`muonlab/tasks/components.py`). *Holds*: Muon's value is above that of all others in every
-basis, by more than {SAME:.0%}; *like*: within {SAME:.0%} in every basis; *mixed with*: it depends on the basis, or lies
-on that border. The classes of `symmetric` are equally frequent; the components of `hierarchy` are shared by classes.
-Below, the median over bases (least to largest). The margin of a sample is the logit of its class less the largest other
-one; the norm is the spectral one; ranks are effective ranks (`muonlab/representations.py`), not centred."""
+definitions here are ours (`muonlab/tasks/components.py`). *Holds*: Muon's value is above that of all others in
+every basis, by more than {SAME:.0%} of the larger; *like*: within {SAME:.0%} in every basis; *mixed with*: it
+depends on the basis, or lies on that border. The classes of `symmetric` are equally frequent; the components of
+`hierarchy` are shared by classes. Below, the median over bases (least to largest). The margin of a sample is the
+logit of its class less the largest other one; the norm is the spectral one; ranks are effective ranks
+(`muonlab/representations.py`), not centred."""
 
 
 def _wrapped(text: str) -> list[str]:

@@ -8,9 +8,10 @@ from muonlab.records.spec import RunSpec
 if TYPE_CHECKING:
     from muonlab.records.record import Record
 
-__all__ = ["NOISE", "Series", "Watch"]
+__all__ = ["CLEAN", "NOISE", "Series", "Watch"]
 
 CURVE_SPAN = 32  # a curve begins after this part of the run, and its points are evenly spaced in log tokens
+CLEAN = "corrupted.clean.0"  # the loss on the sample that is corrupted, before it is
 NOISE = ("noise.gradient_square", "noise.trace", "noise.gradient_nuclear", "noise.nuclear")
 
 
@@ -28,6 +29,13 @@ class Watch:
     eval_steps: frozenset[int] = frozenset()  # after which the held-out loss is taken
     curve_points: int = 0  # so many more, evenly spaced in log tokens, the last at the end of the run
     noise_cost: float = 0.0  # part of the arithmetic that may go into gradient noise, `NOISE`; 0 = not measured
+    rank_cost: float = 0.0  # the same of effective ranks by layer, "rank.LAYER"
+    features: bool = False  # when the held-out loss is taken, also probe the layers, and corrupt the inputs
+    seeds: frozenset[int] = frozenset()  # of the runs that are looked at; none = all
+
+    def of(self, spec: RunSpec) -> "Watch":
+        """What is looked at in that run."""
+        return self if not self.seeds or spec.seed in self.seeds else Watch()
 
     def steps(self, spec: RunSpec) -> frozenset[int]:
         """After which the held-out loss is taken, and what the task measures.
@@ -42,5 +50,8 @@ class Watch:
 
     def seen_in(self, record: "Record") -> bool:
         """Whether a record already holds everything that is asked for."""
-        noise = not self.noise_cost or set(NOISE) <= set(record.probes)
-        return record.outcome == "diverged" or (noise and self.steps(record.spec) <= set(record.eval_steps))
+        asked = self.of(record.spec)
+        probes = not asked.noise_cost or set(NOISE) <= set(record.probes)
+        probes &= not asked.rank_cost or any(name.startswith("rank.") for name in record.probes)
+        probes &= not asked.features or CLEAN in record.probes
+        return record.outcome == "diverged" or (probes and asked.steps(record.spec) <= set(record.eval_steps))

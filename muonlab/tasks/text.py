@@ -21,6 +21,7 @@ __all__ = ["NextToken", "Text", "counter_hash"]
 NUM_BYTES = 256
 GPT2_VOCAB = 50304  # 50257 rounded up to a multiple of 64, as nanoGPT does
 EVAL_BATCH_TOKENS = 8192
+LABELLED_PLACES, LABELLED_TOKENS = 8, 16  # of a window; that are told apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,23 @@ class NextToken(ABC):
         for at in range(0, len(offsets), size):
             batch = self._cut(self.corpus.heldout, which[at : at + size], offsets[at : at + size])
             yield batch, len(batch) * self.seq_len
+
+    def labelled(self, count: int) -> tuple[Tensor, Tensor]:
+        """Held-out windows, and at eight places of each which of the 16 tokens that are commonest there comes next.
+
+        Shapes   -> (windows, seq_len) int64 each, about `count` labels; -1 where there is no label
+        """
+        windows = torch.cat([batch for batch, _ in self.evaluation()])
+        wanted = min(len(windows), -(-count // LABELLED_PLACES))
+        windows = windows[torch.arange(wanted) * len(windows) // wanted]
+        places = torch.arange(0, self.seq_len, max(1, self.seq_len // LABELLED_PLACES))
+        following = windows[:, 1:][:, places]
+        tokens, counts = following.unique(return_counts=True)
+        kept = tokens[counts.argsort(descending=True, stable=True)[:LABELLED_TOKENS]]
+        is_kept = following[..., None] == kept
+        labels = torch.full((wanted, self.seq_len), -1)
+        labels[:, places] = torch.where(is_kept.any(-1), is_kept.int().argmax(-1), -1)
+        return windows[:, :-1], labels
 
     def loss(self, model: torch.nn.Module, batch: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token; the logits are widened to fp32 first."""

@@ -15,7 +15,7 @@ from muonlab.errors import UsageError
 from muonlab.optim import catalog as optimizers
 from muonlab.optim.engine import Engine
 from muonlab.records import Record, RunSpec
-from muonlab.records.watch import NOISE, Watch
+from muonlab.records.watch import Watch
 from muonlab.tasks import catalog as tasks
 from muonlab.tasks.base import Task
 from muonlab.train.averaging import Average
@@ -23,11 +23,10 @@ from muonlab.train.batches import dealt, micro_samples_of, samples_of, to_device
 from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state, seed_rng
 from muonlab.train.curves import thinned, typical
 from muonlab.train.environment import environment, peak_bytes
-from muonlab.train.noise import NoiseProbe
-from muonlab.train.probes import Probes
 from muonlab.train.ranks import Alone
 from muonlab.train.schedules import lr_factor, progress_at
 from muonlab.train.state import AVERAGE, load_tensors, place_for, tensors_of
+from muonlab.train.watched import Watched
 
 __all__ = ["Interrupted", "check_observation", "train"]
 
@@ -59,7 +58,8 @@ def train(
     Raises   UsageError for a spec that can't be run; Interrupted when `should_stop` says so
     """
     task = task or tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
-    run, eval_steps = _Run(spec, task, ranks, watch.noise_cost), watch.steps(spec)
+    watch = watch.of(spec)
+    run, eval_steps = _Run(spec, task, ranks, watch), watch.steps(spec)
     if checkpoints and (found := checkpoints.newest()) and run.goes_on_from(found.values, watch):
         run.load(found.values, checkpoints.tensors(found, place_for(run.model)))
     saved = time.monotonic()
@@ -89,7 +89,7 @@ class _Run:
     spec: RunSpec
     task: Task
     ranks: Alone
-    noise_cost: float
+    watch: Watch
     step: int = 0
     losses: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
@@ -117,8 +117,8 @@ class _Run:
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.average = Average(self.model, spec.averaging) if spec.averaging else None
-        self.noise = self._noise_probe() if self.noise_cost else None
-        self.probes = Probes(NOISE if self.noise_cost else ())
+        self.watched = Watched(self.watch, spec, self.task, self.model, self.optimizer, self.ranks)
+        self.noise, self.probes = self.watched.noise, self.watched.probes
         self.spread: nn.Module = spread
         self.forward: nn.Module = torch.compile(spread) if spec.compile else spread
         if self.ranks.data_rank:  # other dropout than that of the first
@@ -158,6 +158,8 @@ class _Run:
             self.average.update(step)
         self.losses.append(loss)
         self.step_seconds.append(time.perf_counter() - started - aside)
+        if self.watched.ranks_are_due(step):
+            self._note(self.watched.measure_ranks)
 
     def _backward(self, start: int, loss_of: Callable[[nn.Module, Any], Tensor]) -> float:
         parts = self.samples // self.micro_samples
@@ -172,12 +174,6 @@ class _Run:
             loss.backward()
             total = total + loss.detach()
         return self.ranks.mean(total)
-
-    def _noise_probe(self) -> NoiseProbe:
-        if self.ranks.world_size > 1:
-            raise UsageError("gradient noise is measured in one process: leave --noise out under torchrun")
-        per_token = tasks.flops_per_token(self.task, self.model)
-        return NoiseProbe(self.optimizer, self.samples, self.task.tokens_per_sample, per_token, self.noise_cost)
 
     def _small_gradients(self, start: int) -> dict[Tensor, Tensor]:
         """Of the first few samples of a batch, by parameter; whatever this draws, the run draws again."""
@@ -195,15 +191,23 @@ class _Run:
         self.eval_curve.append((self.step, self.evaluate()))
         if hasattr(self.task, "measures"):
             self.probes.note(self.step, self.task.measures(self.model))
+        self._note(self.watched.measure_features)
         restore_rng(before)
+
+    def _note(self, measure: Callable[[], dict[str, float]]) -> None:
+        """What is found in the weights that losses are of."""
+        with self._weights(), self._autocast():
+            self.probes.note(self.step, measure())
+
+    def _weights(self) -> Any:
+        return self.average.in_place() if self.average and self.step else nullcontext()
 
     def evaluate(self) -> float:
         """Mean loss over the held-out split, nats per token, of the mean weights where the run asks for them."""
         started = time.perf_counter()
         total, weight = 0.0, 0.0
         self.model.eval()
-        weights = self.average.in_place() if self.average and self.step else nullcontext()
-        with torch.no_grad(), self._autocast(), weights:
+        with torch.no_grad(), self._autocast(), self._weights():
             for batch, size in dealt(self.task.evaluation(), self.ranks.data_rank, self.ranks.num_data_ranks):
                 total += float(self.task.loss(self.forward, to_device(batch, self.device))) * size
                 weight += size
@@ -261,7 +265,7 @@ class _Run:
             "rng": [state for _, state in sorted(dict(generators).items())],  # by data rank
             "curves": [self.losses, self.step_seconds, [list(point) for point in self.eval_curve]],
             "probes": self.probes.state(),
-            "noise_cost": self.noise_cost,
+            **self.watched.asked,
             "seconds": [self.earlier_seconds + time.perf_counter() - self.started, self.eval_seconds],
             "num_observations": self.num_observations,
         }, tensors
@@ -274,7 +278,7 @@ class _Run:
         if values["key"] != self.spec.key:
             raise UsageError("the checkpoint belongs to another run: remove it or choose another --artifacts folder")
         taken = {step for step, _ in values["curves"][2]}
-        if watch.noise_cost != values.get("noise_cost", 0.0):
+        if any(value != values.get(name, 0) for name, value in self.watched.asked.items()):
             return False
         return all(step > values["step"] or step in taken for step in watch.steps(self.spec))
 
