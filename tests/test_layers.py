@@ -40,6 +40,7 @@ LAZY = {
     # what may be imported where it is used, and not before
     "kernels": {"triton"},
     "records": {"psycopg"},
+    "tasks": {"pooch"},  # when a data set is fetched
     "train": {"sklearn"},
     "execute": {"torch", "ray"},
     "study": {"torch"},  # the number of threads, while a dry run takes the time of a few steps

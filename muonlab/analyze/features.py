@@ -23,7 +23,7 @@ CONDITIONS: tuple[Condition, ...] = ("budget", "loss", "budget, no decay", "loss
 CLEAN = "corrupted.clean.0"
 MARGIN, RANK = "margin_normalised", "rank_effective"
 Records = Mapping[str, Record]
-BySeed = Mapping[int, float | None]
+BySeed = Mapping[int, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,23 +213,17 @@ def _corruption_rows(optimizer: str, at: Condition, pairs: Pairs) -> list[Corrup
     for name in _names(pairs):
         if name == CLEAN or not (parts := re.fullmatch(r"corrupted\.(.+)\.(\d+)", name)):
             continue
-        ours, theirs = (_rises(values, clean) for values, clean in zip(_values(pairs, name), _values(pairs, CLEAN)))  # noqa: B905
-        rows.append(
-            CorruptionRow(
-                optimizer=optimizer,
-                corruption=parts[1],
-                severity=int(parts[2]),
-                at=at,
-                rise=_mean(ours.values()),
-                baseline_rise=_mean(theirs.values()),
-                effect=effect(ours, theirs),
-            )  # fmt: skip
-        )
+        ours, theirs = map(_rises, _values(pairs, name), _values(pairs, CLEAN))
+        row = CorruptionRow(
+            optimizer=optimizer, corruption=parts[1], severity=int(parts[2]), at=at, rise=_mean(ours.values()),
+            baseline_rise=_mean(theirs.values()), effect=effect(ours, theirs),
+        )  # fmt: skip
+        rows.append(row)
     return _judged(rows)
 
 
-def _rises(values: BySeed, clean: BySeed) -> dict[int, float | None]:
-    return {s: None if v is None or clean.get(s) is None else v - clean[s] for s, v in values.items()}
+def _rises(values: BySeed, clean: BySeed) -> dict[int, float]:
+    return {seed: values[seed] - clean[seed] for seed in values}
 
 
 def _judged(rows: list[Any]) -> list[Any]:
@@ -274,6 +268,6 @@ def _told(one: Effect) -> str:
     return f"{one.difference:+.4f} [{one.low:+.4f}, {one.high:+.4f}] nats{size}, {one.num_pairs} pairs"
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
     return float(np.mean(known)) if known else None

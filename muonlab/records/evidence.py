@@ -11,9 +11,8 @@ from typing import Any
 from muonlab.records.spec import Value
 
 __all__ = [
-    "Arm", "BatchEvidence", "BatchPoint", "Cell", "Control", "Evidence", "FeaturesEvidence", "Forecast", "LadderEvidence",
-    "Move", "Rung",
-    "Trial", "Tuning",
+    "Arm", "BatchEvidence", "BatchPoint", "Cell", "Control", "Evidence", "FeaturesEvidence", "Forecast",
+    "LadderEvidence", "Move", "Rung", "Trial", "Tuning",
 ]  # fmt: skip
 
 

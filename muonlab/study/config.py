@@ -120,6 +120,7 @@ def validated(values: Mapping[str, Any], kind: type[Config] = ComparisonConfig) 
     for name in values:
         if name not in kind.model_fields:
             raise unknown("key", name, kind.model_fields)
+    values = {**_usual(values.get("task"), kind), **values}
     lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     if "sizes" in values:
         lists["sizes"] = _sizes(values["sizes"])
@@ -141,6 +142,16 @@ def validated(values: Mapping[str, Any], kind: type[Config] = ComparisonConfig) 
     if config.tuning_seeds > config.max_tuning_seeds:
         raise UsageError("tuning_seeds must not exceed max_tuning_seeds")
     return config
+
+
+def _usual(task: Any, kind: type[StudyConfig]) -> dict[str, int]:
+    """What the task takes where nothing else is asked for, of what such a study has."""
+    if not isinstance(task, str):
+        return {}
+    from muonlab.tasks.catalog import defaults_of
+
+    refused = {"batch_tokens"} if kind is BatchConfig else set()
+    return {name: value for name, value in defaults_of(task).items() if name in kind.model_fields.keys() - refused}
 
 
 def _sizes(tables: Any) -> dict[str, dict[str, Value]]:

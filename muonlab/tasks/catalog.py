@@ -18,6 +18,7 @@ from muonlab.tasks.external import PREFIX, External
 __all__ = [
     "TASKS",
     "TaskInfo",
+    "defaults_of",
     "fingerprint",
     "flops_per_token",
     "is_external",
@@ -32,6 +33,12 @@ TASKS = {
     "text-synthetic": "muonlab.tasks.synthetic:Synthetic",
     "matrix": "muonlab.tasks.matrix:Matrix",
     "components": "muonlab.tasks.components:Components",
+    "digits": "muonlab.tasks.classify:Digits",
+    "mnist": "muonlab.tasks.classify:Mnist",
+    "fashion-mnist": "muonlab.tasks.classify:FashionMnist",
+    "cifar10": "muonlab.tasks.classify:Cifar10",
+    "cifar100": "muonlab.tasks.classify:Cifar100",
+    "images": "muonlab.tasks.classify:Images",
 }
 METHODS = ("build", "batch", "loss", "evaluation")
 
@@ -58,6 +65,15 @@ def is_external(task: str) -> bool:
 def is_ours(task: str) -> bool:
     """Whether it needs no rehearsal: it is not the user's code."""
     return task in TASKS or is_external(task)
+
+
+def defaults_of(task: str) -> Mapping[str, int]:
+    """What a study of one of our tasks takes where nothing else is asked for; nothing for most.
+
+    >>> defaults_of("digits")["batch_tokens"], dict(defaults_of("text"))
+    (64, {})
+    """
+    return getattr(_find(task, "").cls, "defaults", {}) if task in TASKS else {}
 
 
 def locate(task: str, source: str = "") -> TaskInfo:

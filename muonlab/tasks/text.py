@@ -1,7 +1,7 @@
 """The task `text`: a decoder that predicts the next byte, or the next token of a shard; and what such tasks share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ __all__ = ["NextToken", "Text", "counter_hash"]
 NUM_BYTES = 256
 GPT2_VOCAB = 50304  # 50257 rounded up to a multiple of 64, as nanoGPT does
 EVAL_BATCH_TOKENS = 8192
+IN_PLACE = ("swap", "keyboard", "mask")
 LABELLED_PLACES, LABELLED_TOKENS = 8, 16  # of a window; that are told apart
 
 
@@ -126,6 +127,13 @@ class NextToken(ABC):
         labels = torch.full((wanted, self.seq_len), -1)
         labels[:, places] = torch.where(is_kept.any(-1), is_kept.int().argmax(-1), -1)
         return windows[:, :-1], labels
+
+    @property
+    def corruptions(self) -> Mapping[str, Any]:
+        """Of bytes, those that leave every byte's neighbours in their places, so that what comes next stays the same."""
+        from muonlab.tasks.corruptions import CORRUPTIONS  # which takes its random numbers from here
+
+        return {name: CORRUPTIONS[name] for name in IN_PLACE} if self.corpus.kind == "bytes" else {}
 
     def loss(self, model: torch.nn.Module, batch: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token; the logits are widened to fp32 first."""
