@@ -82,7 +82,7 @@ def conclude_batch(evidence: BatchEvidence, records: Records) -> BatchFinding:
 
 
 def conclude_features(evidence: FeaturesEvidence, records: Records) -> FeaturesFinding:
-    """The whole finding of a study of features: analysis, the checks of a comparison at one horizon, withheld claims."""
+    """The whole finding of a study of features: analysis, and checks of the runs with decay and without."""
     rules = (_complete, _same_conditions, _fresh_seeds, _same_tuning, _converged, _interior, _own_schedule)
     checks = []
     for rule in rules:

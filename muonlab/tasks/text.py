@@ -130,7 +130,7 @@ class NextToken(ABC):
 
     @property
     def corruptions(self) -> Mapping[str, Any]:
-        """Of bytes, those that leave every byte's neighbours in their places, so that what comes next stays the same."""
+        """Of bytes, those that leave all others in their places, so that what comes next stays the same."""
         from muonlab.tasks.corruptions import CORRUPTIONS  # which takes its random numbers from here
 
         return {name: CORRUPTIONS[name] for name in IN_PLACE} if self.corpus.kind == "bytes" else {}
