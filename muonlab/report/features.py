@@ -1,8 +1,10 @@
 """The finding of a study of features for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from muonlab.analyze.features import CONDITIONS, CorruptionRow, FeaturesFinding, LayerRow
@@ -11,7 +13,7 @@ from muonlab.report.layout import cell, clean, grid, interval, reasons, spaced
 from muonlab.report.tables import checks_table
 from muonlab.report.text import plural, show
 
-__all__ = ["features_table"]
+__all__ = ["features_table", "models_table"]
 
 SHOWN = {"rank_effective": "effective rank", "margin_normalised": "normalised margin", "accuracy": "probe accuracy"}
 HELD = {True: "yes", False: "no", None: "open"}
@@ -73,7 +75,7 @@ def _layers(finding: FeaturesFinding, name: str) -> RenderableType:
     return table
 
 
-def _add(table: "RenderableType", rows: Sequence[LayerRow], layer: str, measure: str) -> None:
+def _add(table: Table, rows: Sequence[LayerRow], layer: str, measure: str) -> None:
     for i, row in enumerate(rows):
         head = ("", "") if i else (layer, measure)
         values = (show(row.value, "value3"), show(row.baseline_value, "value3"))
@@ -121,3 +123,35 @@ def _notes(finding: FeaturesFinding) -> str:
         f"{plural(finding.num_runs, 'run')} in this study, {finding.num_failed:,} failed, "
         f"{show(finding.total_tokens, 'tokens')} tokens in all."
     )
+
+
+def models_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[RenderableType]:
+    """Layers, likeness and corruptions of people's own models."""
+    columns = {"rank_effective": "effective\nrank", "rank_stable": "stable\nrank", "accuracy": "probe\naccuracy",
+               "margin": "margin", "margin_normalised": "normalised\nmargin"}  # fmt: skip
+    like = {(row["checkpoint"], row["layer"]): row["cka"] for row in found["cka"]}
+    table = grid("Layers on one held-out sample; likeness is CKA to the first checkpoint")
+    for heading in ("checkpoint", "layer", *columns.values(), "likeness"):
+        table.add_column(heading, overflow="fold")
+    last = None
+    for row in found["layers"]:
+        name = row["checkpoint"]
+        values = (show(row.get(column), "value3") for column in columns)
+        table.add_row(cell("" if name == last else name), cell(row["layer"]), *values,
+                      show(like.get((name, row["layer"])), "value3"))  # fmt: skip
+        last = name
+    return spaced(table, *[_corrupted(found["corruptions"])])
+
+
+def _corrupted(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    table = grid("Loss of clean inputs, and its rise on corrupted ones, nats by severity")
+    severities = sorted({row["severity"] for row in rows if row["severity"]})
+    for heading in ("checkpoint", "inputs", "loss", *map(str, severities)):
+        table.add_column(heading, overflow="fold")
+    for name in dict.fromkeys(row["checkpoint"] for row in rows):
+        own = [row for row in rows if row["checkpoint"] == name]
+        table.add_row(cell(name), "clean", show(own[0]["loss"], "loss"), *("" for _ in severities))
+        for kind in dict.fromkeys(row["corruption"] for row in own[1:]):
+            rises = {row["severity"]: row["rise"] for row in own if row["corruption"] == kind}
+            table.add_row("", cell(kind), "", *(show(rises.get(s), "signed3") for s in severities))
+    return table
