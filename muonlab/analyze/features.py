@@ -13,7 +13,7 @@ import numpy as np
 from muonlab.analyze.findings import Check, Effect
 from muonlab.analyze.significance import effect, judge_effects
 from muonlab.records import Record
-from muonlab.records.evidence import FeaturesEvidence
+from muonlab.records.features import FeaturesEvidence
 from muonlab.records.spec import Value
 
 __all__ = ["CONDITIONS", "Claim", "CorruptionRow", "FeaturesFinding", "LayerRow", "analyze", "look_of"]

@@ -30,6 +30,7 @@ class Kind:
 def kind_of(name: str) -> Kind:
     """The kind of that name, of KINDS."""
     from muonlab.records import evidence
+    from muonlab.records.features import FeaturesEvidence
     from muonlab.study import batch_plan, config, fairness, features, ladder_plan, plan
 
     if name == "ladder":
@@ -42,7 +43,7 @@ def kind_of(name: str) -> Kind:
         )
     if name == "features":
         return Kind(
-            config.FeaturesConfig, features.plan_features, evidence.FeaturesEvidence, fairness.conclude_features,
+            config.FeaturesConfig, features.plan_features, FeaturesEvidence, fairness.conclude_features,
             show_features,
         )  # fmt: skip
     return Kind(config.ComparisonConfig, plan.plan_comparison, evidence.Evidence, fairness.conclude, show_comparison)

@@ -11,8 +11,8 @@ from typing import Any
 from muonlab.records.spec import Value
 
 __all__ = [
-    "Arm", "BatchEvidence", "BatchPoint", "Cell", "Control", "Evidence", "FeaturesEvidence", "Forecast",
-    "LadderEvidence", "Move", "Rung", "Trial", "Tuning",
+    "Arm", "BatchEvidence", "BatchPoint", "Cell", "Control", "Evidence", "Forecast", "LadderEvidence", "Move", "Rung",
+    "Trial", "Tuning", "arms_of", "keys_of",
 ]  # fmt: skip
 
 
@@ -100,7 +100,7 @@ class Evidence:
 
     def record_keys(self) -> tuple[str, ...]:
         """Every record that played a part, each once."""
-        return tuple(dict.fromkeys(_keys(cell for arm in self.arms.values() for cell in arm.cells)))
+        return tuple(dict.fromkeys(keys_of(cell for arm in self.arms.values() for cell in arm.cells)))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,7 +109,7 @@ class Evidence:
     def from_dict(cls, values: Mapping[str, Any]) -> "Evidence":
         """Inverse of `to_dict`, also after a trip through JSON."""
         seeds = {name: tuple(values[name]) for name in ("tuning_seeds", "final_seeds")}
-        return cls(**{**values, **seeds, "arms": _arms(values["arms"])})
+        return cls(**{**values, **seeds, "arms": arms_of(values["arms"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ class LadderEvidence:
         """Every record that played a part, each once."""
         cells = [rung.cell for rung in self.rungs]
         cells += [cell for forecast in self.forecasts for cell in (forecast.predicted, forecast.found)]
-        keys = [*_keys(cells), *(key for control in self.controls for key in control.keys)]
+        keys = [*keys_of(cells), *(key for control in self.controls for key in control.keys)]
         return tuple(dict.fromkeys(keys))
 
     def rung(self, name: str, size: str, ratio: float) -> Rung:
@@ -230,7 +230,7 @@ class BatchEvidence:
 
     def record_keys(self) -> tuple[str, ...]:
         """Every record that played a part, each once."""
-        return tuple(dict.fromkeys([*_keys(point.cell for point in self.points), *self.others]))
+        return tuple(dict.fromkeys([*keys_of(point.cell for point in self.points), *self.others]))
 
     def point(self, name: str, batch_tokens: int) -> BatchPoint:
         """Raises   KeyError if there is none"""
@@ -250,55 +250,19 @@ class BatchEvidence:
         return cls(**{**values, **plain, "points": points})
 
 
-@dataclass(frozen=True, kw_only=True)
-class FeaturesEvidence:
-    """What a study of features did: one cell for each optimizer, and one without weight decay."""
-
-    task: str
-    baseline: str
-    horizon_tokens: int
-    arms: Mapping[str, Arm]
-    controls: Mapping[str, Arm]  # every weight decay 0, lr tuned again
-    tuning_seeds: tuple[int, ...] = ()
-    final_seeds: tuple[int, ...] = ()
-    max_runs: int = 0
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-    def record_keys(self) -> tuple[str, ...]:
-        """Every record that played a part, each once."""
-        arms = (*self.arms.values(), *self.controls.values())
-        return tuple(dict.fromkeys(_keys(cell for arm in arms for cell in arm.cells)))
-
-    def comparison(self, *, decay: bool = True) -> Evidence:
-        """The runs, or those without decay, as a comparison at one horizon."""
-        return Evidence(
-            task=self.task, baseline=self.baseline, horizon_tokens=self.horizon_tokens,
-            arms=self.arms if decay else self.controls, tuning_seeds=self.tuning_seeds,
-            final_seeds=self.final_seeds, max_runs=self.max_runs, config=self.config,
-        )  # fmt: skip
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "FeaturesEvidence":
-        """Inverse of `to_dict`, also after a trip through JSON."""
-        arms = {name: _arms(values[name]) for name in ("arms", "controls")}
-        seeds = {name: tuple(values[name]) for name in ("tuning_seeds", "final_seeds")}
-        return cls(**{**values, **seeds, **arms})
-
-
 PLAIN_OF_BATCH = ("batches", "targets", "others", "tuning_seeds", "final_seeds")
 
 
-def _keys(cells: Iterable[Cell]) -> Iterable[str]:
+def keys_of(cells: Iterable[Cell]) -> Iterable[str]:
+    """Of final runs, and of those of their tuning."""
     for cell in cells:
         yield from cell.keys
         for trial in cell.tuning.trials:
             yield from trial.keys
 
 
-def _arms(values: Mapping[str, Any]) -> dict[str, Arm]:
+def arms_of(values: Mapping[str, Any]) -> dict[str, Arm]:
+    """From JSON."""
     return {
         name: Arm(**{**arm, "cells": tuple(map(_cell, arm["cells"])), "fixed": _tuples(arm.get("fixed", {}))})
         for name, arm in values.items()

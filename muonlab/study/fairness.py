@@ -13,7 +13,8 @@ from muonlab.analyze.ladder import LadderFinding
 from muonlab.analyze.significance import withheld
 from muonlab.analyze.verdicts import batch_verdict, ladder_verdict, verdict
 from muonlab.records import Record
-from muonlab.records.evidence import Arm, BatchEvidence, Cell, Evidence, FeaturesEvidence, LadderEvidence
+from muonlab.records.evidence import Arm, BatchEvidence, Cell, Evidence, LadderEvidence
+from muonlab.records.features import FeaturesEvidence
 
 __all__ = ["check", "conclude", "conclude_batch", "conclude_features", "conclude_ladder"]
 

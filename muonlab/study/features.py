@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from muonlab.errors import UsageError
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec
-from muonlab.records.evidence import Arm, Cell, FeaturesEvidence
+from muonlab.records.evidence import Arm, Cell
+from muonlab.records.features import FeaturesEvidence
 from muonlab.records.watch import Watch
 from muonlab.study.config import ComparisonConfig, FeaturesConfig, StudyConfig, validated
 from muonlab.study.plan import OptimizersPlan, base_specs, check_cap, check_tunable, named, tuning_rules
@@ -97,6 +99,8 @@ def plan_features(config: FeaturesConfig) -> FeaturesPlan:
 
     Raises   UsageError for what `plan_comparison` refuses
     """
+    if "seed" in config.settings:
+        raise UsageError("a study of features runs several seeds: name the first with --seed, not with --set seed")
     shared = {name: getattr(config, name) for name in StudyConfig.model_fields}
     asked, found = named(validated({**shared, "horizon_tokens": config.horizon_tokens}, ComparisonConfig))
     bases = base_specs(asked)

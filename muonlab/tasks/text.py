@@ -22,7 +22,7 @@ NUM_BYTES = 256
 GPT2_VOCAB = 50304  # 50257 rounded up to a multiple of 64, as nanoGPT does
 EVAL_BATCH_TOKENS = 8192
 IN_PLACE = ("swap", "keyboard", "mask")
-LABELLED_PLACES, LABELLED_TOKENS = 8, 16  # of a window; that are told apart
+LABELLED_PLACES, LABELLED_TOKENS, LABELLED_LEAST = 8, 16, 4  # of a window; that are told apart; times that each occurs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,8 @@ class NextToken(ABC):
         places = torch.arange(0, self.seq_len, max(1, self.seq_len // LABELLED_PLACES))
         following = windows[:, 1:][:, places]
         tokens, counts = following.unique(return_counts=True)
-        kept = tokens[counts.argsort(descending=True, stable=True)[:LABELLED_TOKENS]]
+        counts = counts.where(counts >= LABELLED_LEAST, 0)
+        kept = tokens[counts.argsort(descending=True, stable=True)[: min(LABELLED_TOKENS, int((counts > 0).sum()))]]
         is_kept = following[..., None] == kept
         labels = torch.full((wanted, self.seq_len), -1)
         labels[:, places] = torch.where(is_kept.any(-1), is_kept.int().argmax(-1), -1)

@@ -165,8 +165,7 @@ def fit_probe(x: Array, labels: NDArray[np.integer]) -> Probed:
     Math     features standardised by the mean and deviation of the first half; mean cross-entropy + L2 / 2 |W|^2
     Shapes   x (rows, features), labels (rows,)
     Source   ours: one L2 for all, one split for all
-    Raises   UsageError for one class, fewer rows than twice the classes, a class in one half only, NaN, constant
-             features
+    Raises   UsageError for one class, fewer rows than twice the classes, a class of one row, NaN, constant features
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -177,10 +176,11 @@ def fit_probe(x: Array, labels: NDArray[np.integer]) -> Probed:
         raise UsageError("a probe needs at least two classes, got one")
     if len(x) != len(y) or len(x) < 2 * len(names):
         raise UsageError(f"a probe of {len(names)} classes needs twice as many rows at least, got {len(x)}")
+    if np.bincount(y).min() < 2:
+        raise UsageError("a probe needs two rows of every class: leave the rarest classes out, or take more samples")
     order = np.random.default_rng(0).permutation(len(x))
-    first, second = np.array_split(order, 2)
-    if len(np.unique(y[first])) < len(names):
-        raise UsageError("a probe needs some rows of every class: leave the rarest classes out, or take more samples")
+    order = order[np.argsort(y[order], kind="stable")]
+    first, second = order[::2], order[1::2]  # of every class one half each
     scaler = StandardScaler().fit(x[first])
     fitted, tried = scaler.transform(x[first]), scaler.transform(x[second])
     probe = LogisticRegression(C=1 / (L2 * len(first)), max_iter=2000, tol=1e-3).fit(fitted, y[first])
@@ -257,6 +257,7 @@ class FeatureProbe:
 
     def __post_init__(self) -> None:
         self.sample = sample_of(self.task)
+        layers_of(self.model)
         fit_probe_is_possible(self.sample.labels)
 
     def measure(self) -> dict[str, float]:

@@ -8,7 +8,8 @@ from muonlab.analyze.features import CLEAN, analyze, look_of
 from muonlab.analyze.findings import Effect
 from muonlab.analyze.significance import effect, judge_effects
 from muonlab.records import Record, RunSpec
-from muonlab.records.evidence import Arm, Cell, FeaturesEvidence, Tuning
+from muonlab.records.evidence import Arm, Cell, Tuning
+from muonlab.records.features import FeaturesEvidence
 from muonlab.records.watch import Series
 
 STEPS = (10, 20, 40, 80)

@@ -82,13 +82,12 @@ def test_two_classes_are_probed_as_more_are():
         (np.full((8, 2), np.nan), np.arange(8) % 2, "NaN"),
         (np.eye(8), np.zeros(8, int), "two classes"),
         (np.eye(8), np.arange(8), "twice as many rows"),
-        (np.eye(8), np.array([0] * 7 + [1]), "rows of every class"),
+        (np.eye(8), np.array([0] * 7 + [1]), "two rows of every class"),
     ],
 )
 def test_what_cannot_be_probed_is_refused(x, y, message):
     with pytest.raises(UsageError, match=message):
-        for turn in range(len(y)):  # it depends on the half that a single row falls into
-            fit_probe(np.roll(x, turn, 0), np.roll(y, turn))
+        fit_probe(x, y)
 
 
 def test_layers_are_the_elements_of_lists_or_of_the_outermost_stacks():
