@@ -30,7 +30,8 @@ def features(
         typer.Option("--optimizers", help="Comma-separated names, two or more.", show_default="muon,adamw,sgd"),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="What the others are measured against.", show_default="adamw")
+        str | None,
+        typer.Option(help="What the others are measured against.", show_default="adamw; without it the first"),
     ] = None,
     checkpoint: Annotated[
         list[Path] | None,
@@ -78,13 +79,22 @@ def features(
     if layers is not None:
         raise UsageError("--layers is for models that there are: name them with --checkpoint FILE.pt")
     flags = {
-        "task": task, "optimizers": names(optimizers), "baseline": baseline, "data": paths(data),
-        "horizon_tokens": tokens, "batch_tokens": batch_tokens, "num_seeds": seeds, "first_seed": seed,
-        "tune": names(tune), "max_runs": max_runs, "device": device,
+        "task": task, "optimizers": names(optimizers), "data": paths(data), "horizon_tokens": tokens,
+        "baseline": baseline or _baseline(names(optimizers), config), "batch_tokens": batch_tokens,
+        "num_seeds": seeds, "first_seed": seed, "tune": names(tune), "max_runs": max_runs, "device": device,
     }  # fmt: skip
     chosen = values(config, flags, settings, precision, compile)
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
     run("features", chosen, laboratory, Path("muonlab-features.html"), json, dry_run)
+
+
+def _baseline(typed: Sequence[str] | None, config: Path | None) -> str | None:
+    """adamw, wherever it is named: what is claimed is claimed against it. None where something else decides."""
+    from muonlab.study.config import load_config
+
+    given = load_config(config) if config else {}
+    found = typed or given.get("optimizers", ())
+    return "adamw" if "baseline" not in given and isinstance(found, list | tuple) and "adamw" in found else None
 
 
 def _models(

@@ -97,7 +97,7 @@ class FeaturesConfig(StudyConfig):
     optimizers: tuple[str, ...] = Field(("muon", "adamw", "sgd"), min_length=2)
     horizon_tokens: int = Field(1_000_000, ge=1)
     num_seeds: int = Field(3, ge=3, le=100)
-    looks: int = Field(16, ge=4, le=256)  # at each final run, evenly spaced in log tokens
+    looks: int = Field(10, ge=4, le=256)  # at each final run, evenly spaced in log tokens
 
 
 Config = TypeVar("Config", bound=StudyConfig)

@@ -25,6 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 SAMPLES = 512  # labels of a sample, at most
+CORRUPTED_SAMPLES = 128  # inputs that are corrupted, in every way, at least
 RANK_SAMPLES = 128  # for ranks during training
 L2 = 1e-2  # of a probe: beside its mean loss stands L2 / 2 |W|^2
 LOW = 5  # percentile of the margins
@@ -221,7 +222,7 @@ class _Corrupted(nn.Module):
         return self.model(self.corrupt(inputs))
 
 
-def corrupted_losses(task: Task, model: nn.Module, count: int = SAMPLES) -> dict[tuple[str, int], float]:
+def corrupted_losses(task: Task, model: nn.Module, count: int = CORRUPTED_SAMPLES) -> dict[tuple[str, int], float]:
     """Mean loss on the first held-out batches, by corruption and severity; ("clean", 0) is that without any.
 
     Corruptions are the task's: `corruptions` maps a name to a function of inputs, severity and seed.

@@ -21,6 +21,7 @@ def test_a_small_study_from_runs_to_report(program, tiny) -> None:
     first = program(*arguments, "--json").json
     assert price["runs"]["least"] <= first["runs_executed"] <= price["runs"]["most"]
     assert {row["layer"] for row in first["layers"]} == {"blocks.0"}
+    assert first["baseline"] == "adamw" and {claim["optimizer"] for claim in first["claims"]} == {"muon"}
     assert {row["corruption"] for row in first["corruptions"]} == {"swap", "keyboard", "mask"}
     assert {claim["at"] for claim in first["claims"]} == {row["at"] for row in first["layers"]}
     assert {"claim", "held", "detail"} <= first["claims"][0].keys() and first["transfer"] == []
