@@ -34,6 +34,7 @@ from muonlab.train.loop import train
 from muonlab.train.schedules import lr_factor, progress_at
 
 REPEATS = 9
+RANKS = Watch(rank_cost=0.02)
 
 
 def spec_of(optimizer: str, num_steps: int, **settings: Any) -> RunSpec:
@@ -89,13 +90,26 @@ def noise_rows() -> list[dict[str, Any]]:
     for name, width, batch in (("adamw", 32, 1024), ("muon", 32, 1024), ("muon", 64, 4096), ("muon", 128, 8192)):
         shape = {"task.width": width, "task.eval_tokens": 512}
         spec = spec_of(name, 64, **shape).set({"batch_tokens": batch, "horizon_tokens": 64 * batch})
-        watches = Watch(), Watch(noise_cost=0.02)
-        pairs = []
-        for _ in range(REPEATS):
-            pairs.append([cpu_seconds(partial(train, spec, watch=watch)) for watch in watches])
-        ratios = sorted(watched / plain for plain, watched in pairs)
         what = f"gradient noise measured, {name}, width {width}, {batch} tokens a step"
-        rows.append({"what": what, "ratio_of_seconds": median(ratios), "spread": [ratios[1], ratios[-2]]})
+        rows.append(_watched_row(what, spec, Watch(noise_cost=0.02)))
+    return rows
+
+
+def _watched_row(what: str, spec: RunSpec, watch: Watch) -> dict[str, Any]:
+    pairs = []
+    for _ in range(REPEATS):
+        pairs.append([cpu_seconds(partial(train, spec, watch=one)) for one in (Watch(), watch)])
+    ratios = sorted(watched / plain for plain, watched in pairs)
+    return {"what": what, "ratio_of_seconds": median(ratios), "spread": [ratios[1], ratios[-2]]}
+
+
+def rank_rows() -> list[dict[str, Any]]:
+    """CPU time of runs with effective ranks of layers over that of runs without."""
+    rows = []
+    for name, width, batch in (("adamw", 32, 1024), ("muon", 32, 1024), ("muon", 128, 4096)):
+        shape = {"task.width": width, "task.eval_tokens": 512}
+        spec = spec_of(name, 64, **shape).set({"batch_tokens": batch, "horizon_tokens": 64 * batch})
+        rows.append(_watched_row(f"ranks of layers, {name}, width {width}, {batch} tokens a step", spec, RANKS))
     return rows
 
 
@@ -145,7 +159,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [command_row(), *loop_rows(), *noise_rows(), child_row(), worker_row()]
+    rows = [command_row(), *loop_rows(), *noise_rows(), *rank_rows(), child_row(), worker_row()]
     for row in rows:
         print({k: round(value, 4) if isinstance(value, float) else value for k, value in row.items()}, file=sys.stderr)
     document = json.dumps({"environment": environment("cpu"), "system": platform.platform(), "rows": rows}, indent=1)

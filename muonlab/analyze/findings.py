@@ -14,6 +14,7 @@ __all__ = [
     "Comparison",
     "Contrast",
     "Curve",
+    "Effect",
     "Judgement",
     "LossesAt",
     "OptimizerFinding",
@@ -100,6 +101,19 @@ class Paired:
     margin_nats: float | None  # a loss higher by no more than this counts as no worse; None: not asked
     p_value: float | None  # one-sided, of a difference of the margin or more
     no_worse: bool | None  # shown: higher by less than the margin; None without a margin or where withheld
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """Any quantity of a challenger minus that of the baseline seed by seed."""
+
+    difference: float | None  # mean over the pairs
+    low: float | None  # 95 % t interval
+    high: float | None
+    size: float | None  # Cohen's d of pairs: the mean over the standard deviation of the differences
+    p_value: float | None  # two-sided paired t-test
+    num_pairs: int
+    judgement: Literal["higher", "lower", "unresolved", "withheld"] = "unresolved"
 
 
 @dataclass(frozen=True, kw_only=True)

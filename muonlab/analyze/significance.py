@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from muonlab.analyze.findings import Check, Contrast, Judgement, Paired, Speedup
+from muonlab.analyze.findings import Check, Contrast, Effect, Judgement, Paired, Speedup
 
 __all__ = [
     "KNOWN",
@@ -16,7 +16,9 @@ __all__ = [
     "Noise",
     "contrast",
     "dominance",
+    "effect",
     "judge",
+    "judge_effects",
     "judge_no_worse",
     "mean_interval",
     "paired",
@@ -181,6 +183,42 @@ def _paired_test(
         p_value = float(stats.t.sf((margin_nats - mean) / error, num - 1)) if error else float(mean >= margin_nats)
     bound = mean + float(stats.t.isf(ONE_SIDED, num - 1)) * error
     return {"low": mean - half, "high": mean + half, "bound_nats": bound, "p_value": p_value}
+
+
+def effect(ours: Mapping[int, float | None], theirs: Mapping[int, float | None]) -> Effect:
+    """A quantity by seed, None where it is not known: how much higher ours is; nothing is judged yet.
+
+    >>> found = effect({0: 1.2, 1: 1.4, 2: 1.3}, {0: 1.0, 1: 1.1, 2: 1.1})
+    >>> round(found.difference, 3), round(found.low, 3), round(found.size, 2)
+    (0.233, 0.09, 4.04)
+    """
+    pairs = [(value, theirs.get(seed)) for seed, value in ours.items()]
+    differences = np.array([a - b for a, b in pairs if a is not None and b is not None])
+    num, mean = len(differences), float(differences.mean()) if len(differences) else None
+    if num < 2 or mean is None:
+        return Effect(difference=mean, low=None, high=None, size=None, p_value=None, num_pairs=num)
+    deviation = float(differences.std(ddof=1))
+    error = deviation / math.sqrt(num)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, num - 1)) * error
+    return Effect(
+        difference=mean,
+        low=mean - half,
+        high=mean + half,
+        size=mean / deviation if deviation else None,
+        p_value=float(2 * stats.t.sf(abs(mean) / error, num - 1)) if error else float(mean == 0.0),
+        num_pairs=num,
+    )
+
+
+def judge_effects(effects: Sequence[Effect]) -> list[Effect]:
+    """Higher, lower or unresolved, by Holm's correction for their number: what one claim is about is one family."""
+    p_values = _holm({str(i): one.p_value for i, one in enumerate(effects)})
+    judged = []
+    for i, one in enumerate(effects):
+        resolved = p_values[str(i)] < 1 - LEVEL and one.difference is not None
+        side = "higher" if (one.difference or 0.0) > 0 else "lower"
+        judged.append(replace(one, judgement=side if resolved else "unresolved"))
+    return judged
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:

@@ -11,6 +11,7 @@ from muonlab.cli import (
     batch,
     bench,
     doctor,
+    features,
     ladder,
     optimizers,
     recipe,
@@ -41,6 +42,7 @@ app.command("bench")(bench.bench)
 app.command("report")(studies.report)
 app.command("ladder")(ladder.ladder)
 app.command("batch")(batch.batch)
+app.command("features")(features.features)
 app.command("ask")(asking.ask)
 app.command("tell")(asking.tell)
 app.command("speedup")(scaling.speedup)

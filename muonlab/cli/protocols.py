@@ -8,12 +8,12 @@ from typing import Any
 
 from muonlab.cli.arguments import check_out, command_line
 from muonlab.cli.laboratory import Laboratory, users_code
-from muonlab.cli.show import show_batch, show_comparison, show_ladder, show_price
+from muonlab.cli.show import show_batch, show_comparison, show_features, show_ladder, show_price
 from muonlab.errors import UsageError
 
 __all__ = ["KINDS", "asked", "conclude_and_show", "evidence_of", "keep", "planned", "run"]
 
-KINDS = ("comparison", "ladder", "batch")
+KINDS = ("comparison", "ladder", "batch", "features")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Kind:
 def kind_of(name: str) -> Kind:
     """The kind of that name, of KINDS."""
     from muonlab.records import evidence
-    from muonlab.study import batch_plan, config, fairness, ladder_plan, plan
+    from muonlab.records.features import FeaturesEvidence
+    from muonlab.study import batch_plan, config, fairness, features, ladder_plan, plan
 
     if name == "ladder":
         return Kind(
@@ -40,6 +41,11 @@ def kind_of(name: str) -> Kind:
         return Kind(
             config.BatchConfig, batch_plan.plan_batch, evidence.BatchEvidence, fairness.conclude_batch, show_batch
         )
+    if name == "features":
+        return Kind(
+            config.FeaturesConfig, features.plan_features, FeaturesEvidence, fairness.conclude_features,
+            show_features,
+        )  # fmt: skip
     return Kind(config.ComparisonConfig, plan.plan_comparison, evidence.Evidence, fairness.conclude, show_comparison)
 
 

@@ -9,7 +9,10 @@ from typing import Any
 from muonlab.cli.laboratory import print_json, users_code
 from muonlab.errors import UsageError
 
-__all__ = ["print_parts", "show_batch", "show_comparison", "show_ladder", "show_price", "show_record", "show_tuning"]
+__all__ = [
+    "print_parts", "show_batch", "show_comparison", "show_features", "show_ladder", "show_price", "show_record",
+    "show_tuning",
+]  # fmt: skip
 
 RUN_SECONDS = 0.1  # a run's process and the reading of its data, beside the training (benchmarks/overhead.py)
 
@@ -75,6 +78,16 @@ def show_batch(finding: Any, executed: int, out: Path, created: str, command: st
 
     print_parts(batch_table(finding))
     _say_where(executed, out)
+
+
+def show_features(finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any) -> None:
+    """The finding as tables or as one JSON document with `more` on top; there is no page of it."""
+    if json:
+        return print_json({**more, "runs_executed": executed, **asdict(finding)})
+    from muonlab.report.features import features_table
+
+    print_parts(features_table(finding))
+    print(f"\n{executed} runs executed.")
 
 
 def _critical_batch(finding: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from muonlab.records.spec import Value
 
 __all__ = [
     "Arm", "BatchEvidence", "BatchPoint", "Cell", "Control", "Evidence", "Forecast", "LadderEvidence", "Move", "Rung",
-    "Trial", "Tuning",
+    "Trial", "Tuning", "arms_of", "keys_of",
 ]  # fmt: skip
 
 
@@ -100,7 +100,7 @@ class Evidence:
 
     def record_keys(self) -> tuple[str, ...]:
         """Every record that played a part, each once."""
-        return tuple(dict.fromkeys(_keys(cell for arm in self.arms.values() for cell in arm.cells)))
+        return tuple(dict.fromkeys(keys_of(cell for arm in self.arms.values() for cell in arm.cells)))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -108,12 +108,8 @@ class Evidence:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Evidence":
         """Inverse of `to_dict`, also after a trip through JSON."""
-        arms = {
-            name: Arm(**{**arm, "cells": tuple(map(_cell, arm["cells"])), "fixed": _tuples(arm.get("fixed", {}))})
-            for name, arm in values["arms"].items()
-        }
         seeds = {name: tuple(values[name]) for name in ("tuning_seeds", "final_seeds")}
-        return cls(**{**values, **seeds, "arms": arms})
+        return cls(**{**values, **seeds, "arms": arms_of(values["arms"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +170,7 @@ class LadderEvidence:
         """Every record that played a part, each once."""
         cells = [rung.cell for rung in self.rungs]
         cells += [cell for forecast in self.forecasts for cell in (forecast.predicted, forecast.found)]
-        keys = [*_keys(cells), *(key for control in self.controls for key in control.keys)]
+        keys = [*keys_of(cells), *(key for control in self.controls for key in control.keys)]
         return tuple(dict.fromkeys(keys))
 
     def rung(self, name: str, size: str, ratio: float) -> Rung:
@@ -234,7 +230,7 @@ class BatchEvidence:
 
     def record_keys(self) -> tuple[str, ...]:
         """Every record that played a part, each once."""
-        return tuple(dict.fromkeys([*_keys(point.cell for point in self.points), *self.others]))
+        return tuple(dict.fromkeys([*keys_of(point.cell for point in self.points), *self.others]))
 
     def point(self, name: str, batch_tokens: int) -> BatchPoint:
         """Raises   KeyError if there is none"""
@@ -257,11 +253,20 @@ class BatchEvidence:
 PLAIN_OF_BATCH = ("batches", "targets", "others", "tuning_seeds", "final_seeds")
 
 
-def _keys(cells: Iterable[Cell]) -> Iterable[str]:
+def keys_of(cells: Iterable[Cell]) -> Iterable[str]:
+    """Of final runs, and of those of their tuning."""
     for cell in cells:
         yield from cell.keys
         for trial in cell.tuning.trials:
             yield from trial.keys
+
+
+def arms_of(values: Mapping[str, Any]) -> dict[str, Arm]:
+    """From JSON."""
+    return {
+        name: Arm(**{**arm, "cells": tuple(map(_cell, arm["cells"])), "fixed": _tuples(arm.get("fixed", {}))})
+        for name, arm in values.items()
+    }
 
 
 def _tuples(value: Any) -> Any:

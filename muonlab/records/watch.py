@@ -9,9 +9,10 @@ from muonlab.records.spec import RunSpec
 if TYPE_CHECKING:
     from muonlab.records.record import Record
 
-__all__ = ["CHANGE", "NOISE", "UPDATE", "Series", "Watch"]
+__all__ = ["CHANGE", "CLEAN", "NOISE", "UPDATE", "Series", "Watch"]
 
 CURVE_SPAN = 32  # a curve begins after this part of the run, and its points are evenly spaced in log tokens
+CLEAN = "corrupted.clean.0"  # the loss on the sample that is corrupted, before it is
 NOISE = ("noise.gradient_square", "noise.trace", "noise.gradient_nuclear", "noise.nuclear")
 CHANGE, UPDATE = "change.", "update."  # before the name of a module, and of a parameter
 MOST_COORDINATES = 256  # a longer series would be averaged
@@ -31,11 +32,18 @@ class Watch:
     eval_steps: frozenset[int] = frozenset()  # after which the held-out loss is taken
     curve_points: int = 0  # so many more, evenly spaced in log tokens, the last at the end of the run
     noise_cost: float = 0.0  # part of the arithmetic that may go into gradient noise, `NOISE`; 0 = not measured
+    rank_cost: float = 0.0  # the same of effective ranks by layer, "rank.LAYER"
+    features: bool = False  # when the held-out loss is taken, also probe the layers, and corrupt the inputs
     coordinates: frozenset[int] = frozenset()  # steps after which the coordinate check is taken, `CHANGE` and `UPDATE`
+    seeds: frozenset[int] = frozenset()  # of the runs that are looked at; none = all
 
     def __post_init__(self) -> None:
         if min(self.coordinates, default=1) < 1 or len(self.coordinates) > MOST_COORDINATES:
             raise UsageError(f"the coordinate check is taken after at most {MOST_COORDINATES} steps, counted from 1")
+
+    def of(self, spec: RunSpec) -> "Watch":
+        """What is looked at in that run."""
+        return self if not self.seeds or spec.seed in self.seeds else Watch()
 
     def steps(self, spec: RunSpec) -> frozenset[int]:
         """After which the held-out loss is taken, and what the task measures.
@@ -54,8 +62,10 @@ class Watch:
 
     def seen_in(self, record: "Record") -> bool:
         """Whether a record already holds everything that is asked for."""
-        noise = not self.noise_cost or set(NOISE) <= set(record.probes)
+        asked = self.of(record.spec)
+        probes = not asked.noise_cost or set(NOISE) <= set(record.probes)
+        probes &= not asked.rank_cost or any(name.startswith("rank.") for name in record.probes)
+        probes &= not asked.features or CLEAN in record.probes
         found = [series for name, series in record.probes.items() if name.startswith((CHANGE, UPDATE))]
-        coordinates = self.coordinate_steps(record.spec) <= {step for series in found for step in series.steps}
-        evaluated = self.steps(record.spec) <= set(record.eval_steps)
-        return record.outcome == "diverged" or (noise and coordinates and evaluated)
+        probes &= asked.coordinate_steps(record.spec) <= {step for series in found for step in series.steps}
+        return record.outcome == "diverged" or (probes and asked.steps(record.spec) <= set(record.eval_steps))

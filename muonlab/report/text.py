@@ -105,8 +105,10 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "seconds": _seconds,
     "share": lambda value: f"{value:.1%}",
     "text": str,
+    "signed3": lambda value: f"{value:+.3g}",
     "tokens": _tokens,
     "value": _value,
+    "value3": lambda value: f"{value:.3g}",
 }
 
 

@@ -13,8 +13,8 @@ from muonlab.errors import UsageError, unknown
 from muonlab.records.spec import Value, canonical_json
 
 __all__ = [
-    "BatchConfig", "ComparisonConfig", "LadderConfig", "StudyConfig", "flattened", "load_config", "parse_setting",
-    "parse_variants", "validated",
+    "BatchConfig", "ComparisonConfig", "FeaturesConfig", "LadderConfig", "StudyConfig", "flattened", "load_config",
+    "parse_setting", "parse_variants", "validated",
 ]  # fmt: skip
 
 VARIANT_NAME = re.compile(r"\w[\w.+-]*")
@@ -89,6 +89,15 @@ class BatchConfig(StudyConfig):
     devices: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # of the model of the frontier
     bandwidth: float = Field(1e10, gt=0)  # bytes per second
     latency_seconds: float = Field(0.0, ge=0)
+
+
+class FeaturesConfig(StudyConfig):
+    """Everything that defines a study of features."""
+
+    optimizers: tuple[str, ...] = Field(("muon", "adamw", "sgd"), min_length=2)
+    horizon_tokens: int = Field(1_000_000, ge=1)
+    num_seeds: int = Field(3, ge=3, le=100)
+    looks: int = Field(10, ge=4, le=256)  # at each final run, evenly spaced in log tokens
 
 
 Config = TypeVar("Config", bound=StudyConfig)

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from muonlab.analyze import batch, ladder
+from muonlab.analyze import batch, features, ladder
 from muonlab.analyze import comparison as analysis
 from muonlab.analyze.batch import BatchFinding
+from muonlab.analyze.features import FeaturesFinding
 from muonlab.analyze.findings import Check, Comparison
 from muonlab.analyze.ladder import LadderFinding
 from muonlab.analyze.significance import withheld
 from muonlab.analyze.verdicts import batch_verdict, ladder_verdict, verdict
 from muonlab.records import Record
 from muonlab.records.evidence import Arm, BatchEvidence, Cell, Evidence, LadderEvidence
+from muonlab.records.features import FeaturesEvidence
 
-__all__ = ["check", "conclude", "conclude_batch", "conclude_ladder"]
+__all__ = ["check", "conclude", "conclude_batch", "conclude_features", "conclude_ladder"]
 
 Records = Mapping[str, Record]
 Rule = Callable[[Evidence, Records], Check]
@@ -79,6 +82,26 @@ def conclude_batch(evidence: BatchEvidence, records: Records) -> BatchFinding:
             dominance=tuple(replace(one, verdict="withheld") for one in finding.dominance),
         )
     return replace(finding, checks=tuple(checks), verdict=batch_verdict(finding, checks))
+
+
+def conclude_features(evidence: FeaturesEvidence, records: Records) -> FeaturesFinding:
+    """The whole finding of a study of features: analysis, and checks of the runs with decay and without."""
+    rules = (_complete, _same_conditions, _fresh_seeds, _same_tuning, _converged, _interior, _own_schedule)
+    checks = []
+    for rule in rules:
+        tuned, control = (rule(evidence.comparison(decay=decay), records) for decay in (True, False))
+        broken = control.ok is False and tuned.ok is not False
+        checks.append(replace(control, detail=f"without decay: {control.detail}") if broken else tuned)
+    finding = replace(features.analyze(evidence, records), checks=tuple(checks))
+    if not withheld(checks):
+        return finding
+
+    def silent(rows: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(replace(row, effect=replace(row.effect, judgement="withheld")) for row in rows)
+
+    why = f"withheld: {', '.join(check.name for check in withheld(checks))} broken"
+    claims = tuple(replace(claim, held=None, detail=why) for claim in finding.claims)
+    return replace(finding, layers=silent(finding.layers), corruptions=silent(finding.corruptions), claims=claims)
 
 
 def _constant_lr(evidence: Evidence, records: Records) -> Check:

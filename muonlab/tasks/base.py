@@ -59,6 +59,11 @@ class PublishesRoles(Protocol):
 #     that of a parametrization's base model.
 # `measures(model) -> dict[str, float]`: what else to know of the model, name -> number, taken when the held-out loss
 #     is during a run and kept in the record's probes. It must not change the model.
+# `labelled(count) -> (inputs, labels)`: about `count` held-out labels, always the same, with what the model takes to
+#     give them, for probes of its layers: a label for each input, or for each input and position, -1 for none. Where
+#     held-out batches are (inputs, classes) it is not needed.
+# `corruptions -> Mapping[str, function]`: name -> function of (inputs, severity from 1 to 5, seed) that gives inputs,
+#     which stand for what `loss` calls the model with.
 # `fingerprint() -> str`: hash of the data; the options and the hash of the source identify it otherwise.
 # `check(batch_samples: int) -> None`: raises UsageError where a batch exceeds the data.
 # `tensor_parallel_plan(model, size: int) -> dict`: module name -> ParallelStyle, as parallelize_module of

@@ -32,6 +32,7 @@ TASKS = {
     "text": "muonlab.tasks.text:Text",
     "text-synthetic": "muonlab.tasks.synthetic:Synthetic",
     "matrix": "muonlab.tasks.matrix:Matrix",
+    "components": "muonlab.tasks.components:Components",
     "digits": "muonlab.tasks.classify:Digits",
     "mnist": "muonlab.tasks.classify:Mnist",
     "fashion-mnist": "muonlab.tasks.classify:FashionMnist",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from muonlab.errors import UsageError
 from muonlab.roles import Role
+from muonlab.tasks.corruptions import CORRUPTIONS, Corruption
 from muonlab.tasks.images import ImageSet, augmented, drawn, load_images
 from muonlab.tasks.vision import VisionConfig, VisionNetwork
 
@@ -116,6 +117,10 @@ class ImageClassification(ABC):
                 total += size
         model.train(training)
         return {"heldout.accuracy": right / total}
+
+    @property
+    def corruptions(self) -> Mapping[str, Corruption]:
+        return {name: corruption for name, corruption in CORRUPTIONS.items() if corruption.kind == "image"}
 
     def roles(self, model: VisionNetwork) -> dict[str, Role]:
         return model.roles()

@@ -1,7 +1,7 @@
 """The task `text`: a decoder that predicts the next byte, or the next token of a shard; and what such tasks share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -21,6 +21,8 @@ __all__ = ["NextToken", "Text", "counter_hash"]
 NUM_BYTES = 256
 GPT2_VOCAB = 50304  # 50257 rounded up to a multiple of 64, as nanoGPT does
 EVAL_BATCH_TOKENS = 8192
+IN_PLACE = ("swap", "keyboard", "mask")
+LABELLED_PLACES, LABELLED_TOKENS, LABELLED_LEAST = 8, 16, 4  # of a window; that are told apart; times that each occurs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,31 @@ class NextToken(ABC):
         for at in range(0, len(offsets), size):
             batch = self._cut(self.corpus.heldout, which[at : at + size], offsets[at : at + size])
             yield batch, len(batch) * self.seq_len
+
+    def labelled(self, count: int) -> tuple[Tensor, Tensor]:
+        """Held-out windows, and at eight places of each which of the 16 tokens that are commonest there comes next.
+
+        Shapes   -> (windows, seq_len) int64 each, about `count` labels; -1 where there is no label
+        """
+        windows = torch.cat([batch for batch, _ in self.evaluation()])
+        wanted = min(len(windows), -(-count // LABELLED_PLACES))
+        windows = windows[torch.arange(wanted) * len(windows) // wanted]
+        places = torch.arange(0, self.seq_len, max(1, self.seq_len // LABELLED_PLACES))
+        following = windows[:, 1:][:, places]
+        tokens, counts = following.unique(return_counts=True)
+        counts = counts.where(counts >= LABELLED_LEAST, 0)
+        kept = tokens[counts.argsort(descending=True, stable=True)[: min(LABELLED_TOKENS, int((counts > 0).sum()))]]
+        is_kept = following[..., None] == kept
+        labels = torch.full((wanted, self.seq_len), -1)
+        labels[:, places] = torch.where(is_kept.any(-1), is_kept.int().argmax(-1), -1)
+        return windows[:, :-1], labels
+
+    @property
+    def corruptions(self) -> Mapping[str, Any]:
+        """Of bytes, those that leave all others in their places, so that what comes next stays the same."""
+        from muonlab.tasks.corruptions import CORRUPTIONS  # which takes its random numbers from here
+
+        return {name: CORRUPTIONS[name] for name in IN_PLACE} if self.corpus.kind == "bytes" else {}
 
     def loss(self, model: torch.nn.Module, batch: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token; the logits are widened to fp32 first."""

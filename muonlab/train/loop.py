@@ -16,7 +16,7 @@ from muonlab.optim import catalog as optimizers
 from muonlab.optim.engine import Engine
 from muonlab.optim.parametrize import parametrize
 from muonlab.records import Record, RunSpec
-from muonlab.records.watch import NOISE, Watch
+from muonlab.records.watch import Watch
 from muonlab.tasks import catalog as tasks
 from muonlab.tasks.base import Task
 from muonlab.train.averaging import Average
@@ -25,11 +25,10 @@ from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state, seed_r
 from muonlab.train.coordinates import CoordinateProbe, fixed_look
 from muonlab.train.curves import thinned, typical
 from muonlab.train.environment import environment, peak_bytes
-from muonlab.train.noise import NoiseProbe
-from muonlab.train.probes import Probes
 from muonlab.train.ranks import Alone
 from muonlab.train.schedules import lr_factor, progress_at
 from muonlab.train.state import AVERAGE, load_tensors, place_for, tensors_of
+from muonlab.train.watched import Watched
 
 __all__ = ["Interrupted", "check_observation", "train"]
 
@@ -61,6 +60,7 @@ def train(
     Raises   UsageError for a spec that can't be run; Interrupted when `should_stop` says so
     """
     task = task or tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
+    watch = watch.of(spec)
     run, eval_steps = _Run(spec, task, ranks, watch), watch.steps(spec)
     if checkpoints and (found := checkpoints.newest()) and run.goes_on_from(found.values):
         run.load(found.values, checkpoints.tensors(found, place_for(run.model)))
@@ -119,8 +119,8 @@ class _Run:
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.average = Average(self.model, spec.averaging) if spec.averaging else None
-        self.noise = self._noise_probe() if self.watch.noise_cost else None
-        self.probes = Probes(NOISE if self.watch.noise_cost else ())
+        self.watched = Watched(self.watch, spec, self.task, self.model, self.optimizer, self.ranks)
+        self.noise, self.probes = self.watched.noise, self.watched.probes
         self.spread: nn.Module = spread
         self.forward: nn.Module = torch.compile(spread) if spec.compile else spread
         self.coordinates = self._coordinate_probe()
@@ -177,6 +177,8 @@ class _Run:
         self.losses.append(loss)
         self.step_seconds.append(time.perf_counter() - started - aside)
         self.probes.note(step, self.coordinates.measure(step))
+        if self.watched.ranks_are_due(step):
+            self._note(self.watched.measure_ranks)
 
     def _backward(self, start: int, loss_of: Callable[[nn.Module, Any], Tensor]) -> float:
         parts = self.samples // self.micro_samples
@@ -191,12 +193,6 @@ class _Run:
             loss.backward()
             total = total + loss.detach()
         return self.ranks.mean(total)
-
-    def _noise_probe(self) -> NoiseProbe:
-        if self.ranks.world_size > 1:
-            raise UsageError("gradient noise is measured in one process: leave --noise out under torchrun")
-        per_token = tasks.flops_per_token(self.task, self.model)
-        return NoiseProbe(self.optimizer, self.samples, self.task.tokens_per_sample, per_token, self.watch.noise_cost)
 
     def _coordinate_probe(self) -> CoordinateProbe:
         """Made of the first weights, before a checkpoint is loaded, so that a run that goes on has the same."""
@@ -222,15 +218,23 @@ class _Run:
         self.eval_curve.append((self.step, self.evaluate()))
         if hasattr(self.task, "measures"):
             self.probes.note(self.step, self.task.measures(self.model))
+        self._note(self.watched.measure_features)
         restore_rng(before)
+
+    def _note(self, measure: Callable[[], dict[str, float]]) -> None:
+        """What is found in the weights that losses are of."""
+        with self._weights(), self._autocast():
+            self.probes.note(self.step, measure())
+
+    def _weights(self) -> Any:
+        return self.average.in_place() if self.average and self.step else nullcontext()
 
     def evaluate(self) -> float:
         """Mean loss over the held-out split, nats per token, of the mean weights where the run asks for them."""
         started = time.perf_counter()
         total, weight = 0.0, 0.0
         self.model.eval()
-        weights = self.average.in_place() if self.average and self.step else nullcontext()
-        with torch.no_grad(), self._autocast(), weights:
+        with torch.no_grad(), self._autocast(), self._weights():
             for batch, size in dealt(self.task.evaluation(), self.ranks.data_rank, self.ranks.num_data_ranks):
                 total += float(self.task.loss(self.forward, to_device(batch, self.device))) * size
                 weight += size
@@ -288,7 +292,7 @@ class _Run:
             "rng": [state for _, state in sorted(dict(generators).items())],  # by data rank
             "curves": [self.losses, self.step_seconds, [list(point) for point in self.eval_curve]],
             "probes": self.probes.state(),
-            "noise_cost": self.watch.noise_cost,
+            **self.watched.asked,
             "coordinates": sorted(self.watch.coordinates),
             "seconds": [self.earlier_seconds + time.perf_counter() - self.started, self.eval_seconds],
             "num_observations": self.num_observations,
@@ -302,7 +306,7 @@ class _Run:
         if values["key"] != self.spec.key:
             raise UsageError("the checkpoint belongs to another run: remove it or choose another --artifacts folder")
         taken = {step for step, _ in values["curves"][2]}
-        if self.watch.noise_cost != values.get("noise_cost", 0.0):
+        if any(value != values.get(name, 0) for name, value in self.watched.asked.items()):
             return False
         missing = self.watch.coordinates - set(values.get("coordinates", ())) | (self.watch.steps(self.spec) - taken)
         return all(step > values["step"] for step in missing)

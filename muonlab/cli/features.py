@@ -1,0 +1,121 @@
+"""features: what optimizers leave in a model beside its loss."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from muonlab.cli import options as opt
+from muonlab.cli.arguments import names, paths, refuse_flags, values
+from muonlab.cli.laboratory import Laboratory, print_json, users_code
+from muonlab.cli.protocols import run
+from muonlab.cli.show import print_parts
+from muonlab.errors import UsageError
+
+__all__ = ["features"]
+
+
+STUDIED = (
+    "optimizers", "baseline", "tokens", "batch_tokens", "seeds", "seed", "tune", "max_runs", "precision", "compile",
+    "store", "workers", "artifacts", "dry_run",
+)  # fmt: skip
+
+
+def features(
+    context: typer.Context,
+    task: opt.Task,
+    optimizers: Annotated[
+        str | None,
+        typer.Option("--optimizers", help="Comma-separated names, two or more.", show_default="muon,adamw,sgd"),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="What the others are measured against.", show_default="adamw; without it the first"),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option("--checkpoint", metavar="FILE.pt", help="Weights of the task's model: look at these; repeatable."),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option("--layers", metavar="NAME,...", help="Modules to look at.", show_default="blocks of the model"),
+    ] = None,
+    data: opt.Data = None,
+    tokens: opt.Tokens = None,
+    batch_tokens: opt.BatchTokens = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=3, help="Final runs of each optimizer, with and without decay.", show_default="3")
+    ] = None,
+    seed: opt.FirstSeed = None,
+    tune: opt.Tune = None,
+    max_runs: opt.MaxRuns = None,
+    precision: opt.Precision = None,
+    compile: opt.Compile = False,
+    settings: opt.Set = None,
+    config: opt.Config = None,
+    store: opt.StoreUrl = opt.DEFAULT_STORE,
+    workers: opt.Workers = 0,
+    threads: opt.Threads = 1,
+    artifacts: opt.Artifacts = opt.DEFAULT_ARTIFACTS,
+    device: opt.Device = None,
+    json: opt.Json = False,
+    no_progress: opt.NoProgress = False,
+    dry_run: opt.DryRun = False,
+) -> None:
+    """Ranks and margins by layer and losses under corruption: after the same tokens, and at the same loss.
+
+    1. Tunes every optimizer as `compare` does, then lr again without weight decay. 2. Final runs on fresh seeds, whose
+    layers are probed and whose inputs are corrupted on the way. 3. Tests what is claimed of Muon, seed by seed.
+
+    Results are kept in the store: the same command again runs nothing, and after an interruption it goes on.
+
+    With --checkpoint nothing is trained: the same measures of models that there are, and how like the first they are.
+    """
+    if checkpoint:
+        refuse_flags(context, STUDIED, "for runs that muonlab makes, which --checkpoint does not")
+        chosen = values(config, {"task": task, "data": paths(data), "device": "cpu"}, settings, None, False)
+        return _models(chosen, checkpoint, names(layers) or (), threads, json)
+    if layers is not None:
+        raise UsageError("--layers is for models that there are: name them with --checkpoint FILE.pt")
+    flags = {
+        "task": task, "optimizers": names(optimizers), "data": paths(data), "horizon_tokens": tokens,
+        "baseline": baseline or _baseline(names(optimizers), config), "batch_tokens": batch_tokens,
+        "num_seeds": seeds, "first_seed": seed, "tune": names(tune), "max_runs": max_runs, "device": device,
+    }  # fmt: skip
+    chosen = values(config, flags, settings, precision, compile)
+    laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
+    run("features", chosen, laboratory, Path("muonlab-features.html"), json, dry_run)
+
+
+def _baseline(typed: Sequence[str] | None, config: Path | None) -> str | None:
+    """adamw, wherever it is named: what is claimed is claimed against it. None where something else decides."""
+    from muonlab.study.config import load_config
+
+    given = load_config(config) if config else {}
+    found = typed or given.get("optimizers", ())
+    return "adamw" if "baseline" not in given and isinstance(found, list | tuple) and "adamw" in found else None
+
+
+def _models(
+    chosen: Mapping[str, Any], checkpoints: Sequence[Path], layers: Sequence[str], threads: int, json: bool
+) -> None:
+    import torch
+
+    from muonlab.report.features import models_table
+    from muonlab.study.config import StudyConfig, validated
+    from muonlab.tasks import catalog
+    from muonlab.train.models import features_of_models
+
+    asked = validated(chosen, StudyConfig)
+    if other := next((name for name in asked.settings if not name.startswith("task.")), ""):
+        raise UsageError(f"{other} has no effect on models that there are: set options of the task alone")
+    torch.set_num_threads(threads)
+    with users_code():
+        info = catalog.locate(asked.task)
+        options = {name.removeprefix("task."): value for name, value in asked.settings.items()}
+        task = catalog.resolve(info.name, options, asked.data, info.source)
+        found = features_of_models(task, checkpoints, layers)
+    if json:
+        return print_json({**found, "transfer": [], "claims": []})
+    print_parts(models_table(found))

@@ -1,0 +1,157 @@
+"""The finding of a study of features for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from muonlab.analyze.features import CONDITIONS, CorruptionRow, FeaturesFinding, LayerRow
+from muonlab.analyze.findings import Effect
+from muonlab.report.layout import cell, clean, grid, interval, reasons, spaced
+from muonlab.report.tables import checks_table
+from muonlab.report.text import plural, show
+
+__all__ = ["features_table", "models_table"]
+
+SHOWN = {"rank_effective": "effective rank", "margin_normalised": "normalised margin", "accuracy": "probe accuracy"}
+HELD = {True: "yes", False: "no", None: "open"}
+WHERE = {
+    "budget": "after the same tokens",
+    "loss": "at the same held-out loss",
+    "budget, no decay": "after the same tokens, no decay",
+    "loss, no decay": "at the same loss, no decay",
+}
+
+
+def features_table(finding: FeaturesFinding) -> list[RenderableType]:
+    """The finding, claims first: what `features` prints when the runs are done."""
+    challengers = [name for name in finding.optimizers if name != finding.baseline]
+    parts: list[RenderableType] = [*reasons(finding.checks)]
+    for name in challengers:
+        parts.append(_claims(finding, name))
+    parts.append(_losses(finding))
+    for name in challengers:
+        parts.append(_layers(finding, name))
+        parts += [_corruptions(finding, name)] if any(row.optimizer == name for row in finding.corruptions) else []
+    parts.append(checks_table(finding.checks))
+    parts.append(Text(_notes(finding), style="dim"))
+    return spaced(*parts)
+
+
+def _claims(finding: FeaturesFinding, name: str) -> RenderableType:
+    table = grid(f"Of {clean(name)} it is claimed: is it so here?")
+    for heading in ("claim", "where", "held", "found"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "held")
+    own = [claim for claim in finding.claims if claim.optimizer == name]
+    for text in dict.fromkeys(claim.claim for claim in own):
+        for i, claim in enumerate(claim for claim in own if claim.claim == text):
+            table.add_row(cell("" if i else text), WHERE[claim.at], HELD[claim.held], cell(claim.detail))
+        table.add_section()
+    return table
+
+
+def _losses(finding: FeaturesFinding) -> RenderableType:
+    table = grid(f"Final held-out loss, seeds {', '.join(map(str, finding.final_seeds))}")
+    for heading in ("optimizer", "as tuned", "without decay", "settings"):
+        table.add_column(heading, overflow="fold")
+    for name in finding.optimizers:
+        both = (" ".join(show(loss, "loss") for loss in of[name]) for of in (finding.losses, finding.control_losses))
+        settings = ", ".join(f"{key} {show(value, 'value')}" for key, value in finding.hyperparameters[name].items())
+        table.add_row(cell(name), *both, cell(settings))
+    return table
+
+
+def _layers(finding: FeaturesFinding, name: str) -> RenderableType:
+    table = grid(f"Layers of {clean(name)} beside those of {clean(finding.baseline)}")
+    for heading in ("layer", "measure", "where", name, finding.baseline, "difference", "d", ""):
+        table.add_column(cell(heading), overflow="fold")
+    own = [row for row in finding.layers if row.optimizer == name and row.measure in SHOWN and row.at in CONDITIONS[:2]]
+    for layer in dict.fromkeys(row.layer for row in own):
+        for measure in SHOWN:
+            _add(table, [row for row in own if (row.layer, row.measure) == (layer, measure)], layer, SHOWN[measure])
+        table.add_section()
+    return table
+
+
+def _add(table: Table, rows: Sequence[LayerRow], layer: str, measure: str) -> None:
+    for i, row in enumerate(rows):
+        head = ("", "") if i else (layer, measure)
+        values = (show(row.value, "value3"), show(row.baseline_value, "value3"))
+        table.add_row(*map(cell, head), row.at, *values, *_effect(row.effect))
+
+
+def _corruptions(finding: FeaturesFinding, name: str) -> RenderableType:
+    """At the same loss: the rise by severity."""
+    base = clean(finding.baseline)
+    table = grid(f"Rise of the loss of corrupted inputs at the same clean loss, nats: {clean(name)} / {base}")
+    table.add_column("corruption", overflow="fold")
+    own = [row for row in finding.corruptions if row.optimizer == name and row.at == "loss"]
+    severities = sorted({row.severity for row in own})
+    for severity in severities:
+        table.add_column(f"severity {severity}", overflow="fold")
+    for kind in dict.fromkeys(row.corruption for row in own):
+        by_severity = {row.severity: row for row in own if row.corruption == kind}
+        table.add_row(cell(kind), *(_rise(by_severity[s]) for s in severities))
+    return table
+
+
+def _rise(row: CorruptionRow) -> str:
+    said = {"lower": "\nlower", "higher": "\nhigher"}.get(row.effect.judgement, "")
+    return f"{show(row.rise, 'value3')} / {show(row.baseline_rise, 'value3')}{said}"
+
+
+def _effect(one: Effect) -> tuple[Text, str, str]:
+    ends = interval(one.low, one.high, "signed3", neither="no interval")
+    size = "-" if one.size is None else f"{one.size:+.1f}"
+    return cell(f"{show(one.difference, 'signed3')}\n{ends}"), size, one.judgement
+
+
+def _notes(finding: FeaturesFinding) -> str:
+    shares = "; ".join(
+        f"{name} against {finding.baseline}: "
+        + ", ".join(f"{who} after {show(share, 'share')} of its run" for who, share in by.items())
+        for name, by in finding.fractions.items()
+    )
+    return (
+        f"At the same held-out loss, the final one of whichever ends higher, seed by seed ({shares}): what is ahead is "
+        "looked at before its lr has decayed, between looks that it is interpolated from. "
+        "Intervals are 95 % of pairs of runs with one seed, d is the mean difference over its deviation; "
+        "higher and lower by a paired t-test at 5 %, corrected for the layers or the corruptions beside it. "
+        "All definitions are ours (docs/features.md). "
+        f"{plural(finding.num_runs, 'run')} in this study, {finding.num_failed:,} failed, "
+        f"{show(finding.total_tokens, 'tokens')} tokens in all."
+    )
+
+
+def models_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[RenderableType]:
+    """Layers, likeness and corruptions of people's own models."""
+    columns = {"rank_effective": "effective\nrank", "rank_stable": "stable\nrank", "accuracy": "probe\naccuracy",
+               "margin": "margin", "margin_normalised": "normalised\nmargin"}  # fmt: skip
+    like = {(row["checkpoint"], row["layer"]): row["cka"] for row in found["cka"]}
+    table = grid("Layers on one held-out sample; likeness is CKA to the first checkpoint")
+    for heading in ("checkpoint", "layer", *columns.values(), "likeness"):
+        table.add_column(heading, overflow="fold")
+    last = None
+    for row in found["layers"]:
+        name = row["checkpoint"]
+        values = (show(row.get(column), "value3") for column in columns)
+        table.add_row(cell("" if name == last else name), cell(row["layer"]), *values,
+                      show(like.get((name, row["layer"])), "value3"))  # fmt: skip
+        last = name
+    return spaced(table, *[_corrupted(found["corruptions"])])
+
+
+def _corrupted(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    table = grid("Loss of clean inputs, and its rise on corrupted ones, nats by severity")
+    severities = sorted({row["severity"] for row in rows if row["severity"]})
+    for heading in ("checkpoint", "inputs", "loss", *map(str, severities)):
+        table.add_column(heading, overflow="fold")
+    for name in dict.fromkeys(row["checkpoint"] for row in rows):
+        own = [row for row in rows if row["checkpoint"] == name]
+        table.add_row(cell(name), "clean", show(own[0]["loss"], "loss"), *("" for _ in severities))
+        for kind in dict.fromkeys(row["corruption"] for row in own[1:]):
+            rises = {row["severity"]: row["rise"] for row in own if row["corruption"] == kind}
+            table.add_row("", cell(kind), "", *(show(rises.get(s), "signed3") for s in severities))
+    return table

@@ -1,0 +1,299 @@
+"""What hidden states are like: by layer, on a fixed held-out sample; and what a model loses on corrupted inputs.
+
+All definitions are ours: those of the papers that speak of the same things are not known to us, or differ.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from muonlab.errors import UsageError, unknown
+from muonlab.representations import margins, normalised_margins, ranks
+from muonlab.tasks.base import Task
+from muonlab.train.batches import to_device
+
+__all__ = [
+    "FeatureProbe", "Probed", "RankProbe", "Sample", "corrupted_losses", "fit_probe", "hidden_states", "layers_of",
+    "measured_layers", "sample_of",
+]  # fmt: skip
+
+SAMPLES = 512  # labels of a sample, at most
+CORRUPTED_SAMPLES = 128  # inputs that are corrupted, in every way, at least
+RANK_SAMPLES = 128  # for ranks during training
+L2 = 1e-2  # of a probe: beside its mean loss stands L2 / 2 |W|^2
+LOW = 5  # percentile of the margins
+SEVERITIES = (1, 2, 3, 4, 5)
+IGNORED = -1  # a label of what is not looked at
+SVD_FLOPS = 40  # of n d min(n, d): what a thread could do by matrix products while LAPACK takes the singular values
+
+Array = NDArray[np.float64]
+States = Mapping[str, Array]  # layer -> (rows, features)
+
+
+class Sample(NamedTuple):
+    """Held-out inputs of a model, and what they are."""
+
+    inputs: Any
+    labels: Tensor | None  # (samples,), or (samples, positions); -1 where it is not to be looked at
+
+
+def sample_of(task: Task, count: int = SAMPLES) -> Sample:
+    """The same about `count` rows for every model of the task.
+
+    What `task.labelled(count)` gives, else the first held-out samples, where a batch is (inputs, classes) or inputs
+    alone.
+
+    Raises   UsageError for a task with neither
+    """
+    if hasattr(task, "labelled"):
+        inputs, labels = task.labelled(count)
+        return Sample(inputs, labels)
+    inputs, labels = [], []
+    for batch, _ in task.evaluation():
+        pair = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
+        if not isinstance(pair[0], Tensor) or not (pair[1] is None or isinstance(pair[1], Tensor)):
+            raise UsageError(f"{type(task).__name__} needs a method labelled(count) that gives (inputs, labels)")
+        inputs.append(pair[0])
+        labels.append(pair[1])
+        if sum(map(len, inputs)) >= count:
+            break
+    if not inputs:
+        raise UsageError("the task has no held-out data: evaluation() yielded nothing")
+    known = labels[0] is not None and labels[0].ndim == 1 and not labels[0].is_floating_point()
+    return Sample(torch.cat(inputs)[:count], torch.cat(labels)[:count] if known else None)
+
+
+def layers_of(model: nn.Module, names: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """The modules of those names; without names the elements of the outermost ModuleLists, else of Sequentials.
+
+    >>> list(layers_of(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))))
+    ['0', '2']
+
+    Raises   UsageError for a name that there is not, and where there is nothing to choose
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules:
+            raise unknown("layer", name, [n for n in modules if n])
+    if names:
+        return {name: modules[name] for name in names}
+    for kind in (nn.ModuleList, nn.Sequential):
+        outer = [name for name, module in modules.items() if isinstance(module, kind)]
+        outer = [name for name in outer if not any(o != name and f"{name}.".startswith(f"{o}.") for o in outer if o)]
+        outer = [""] if "" in outer else outer
+        found = {
+            f"{name}.{child}".lstrip("."): module
+            for name in outer
+            for child, module in modules[name].named_children()
+            if any(True for _ in module.parameters())
+        }
+        if found:
+            return found
+    raise UsageError(
+        "the model has no ModuleList or Sequential whose elements were its layers: name them with --layers"
+    )
+
+
+def hidden_states(model: nn.Module, sample: Sample, names: Sequence[str] = ()) -> dict[str, Array]:
+    """What comes out of each layer, a row for each label: (rows, features) float64.
+
+    One label for a sample: the mean over its positions or pixels. One for each position: the state there.
+
+    Raises   UsageError as `layers_of` does, and for an output that has no such rows
+    """
+    found: dict[str, Tensor] = {}
+    layers = layers_of(model, names)
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            found[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    hooks = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
+    try:
+        with _evaluating(model) as device:
+            model(to_device(sample.inputs, device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: _rows(name, found[name], sample.labels) for name in layers if name in found}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[torch.device]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next(model.parameters()).device
+    finally:
+        model.train(training)
+
+
+def _rows(name: str, state: Any, labels: Tensor | None) -> Array:
+    if not isinstance(state, Tensor) or state.ndim not in (2, 3, 4):
+        what = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else f"a {type(state).__name__}"
+        raise UsageError(f"layer {name} gives {what}: hidden states are (B, D), (B, T, D) or (B, C, Y, X)")
+    if labels is not None and state.shape[: labels.ndim] != labels.shape:
+        raise UsageError(f"layer {name} gives {tuple(state.shape)}, but there are {tuple(labels.shape)} labels")
+    if labels is not None and labels.ndim == 2:
+        state = state[labels.to(state.device) != IGNORED]
+    elif state.ndim > 2:
+        state = state.mean((2, 3) if state.ndim == 4 else 1)
+    return state.double().cpu().numpy()
+
+
+class Probed(NamedTuple):
+    """What a linear classifier finds in one layer, on rows that it was not fitted to."""
+
+    accuracy: float
+    margin: float  # mean
+    margin_low: float  # 5th percentile
+    margin_normalised: float  # mean
+
+
+def fit_probe(x: Array, labels: NDArray[np.integer]) -> Probed:
+    """A multinomial logistic probe, fitted to one half of the rows and tried on the other.
+
+    Math     features standardised by the mean and deviation of the first half; mean cross-entropy + L2 / 2 |W|^2
+    Shapes   x (rows, features), labels (rows,)
+    Source   ours: one L2 for all, one split for all
+    Raises   UsageError for one class, fewer rows than twice the classes, a class of one row, NaN, constant features
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    ranks(x)  # refuses NaN and constant features
+    names, y = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        raise UsageError("a probe needs at least two classes, got one")
+    if len(x) != len(y) or len(x) < 2 * len(names):
+        raise UsageError(f"a probe of {len(names)} classes needs twice as many rows at least, got {len(x)}")
+    if np.bincount(y).min() < 2:
+        raise UsageError("a probe needs two rows of every class: leave the rarest classes out, or take more samples")
+    order = np.random.default_rng(0).permutation(len(x))
+    order = order[np.argsort(y[order], kind="stable")]
+    first, second = order[::2], order[1::2]  # of every class one half each
+    scaler = StandardScaler().fit(x[first])
+    fitted, tried = scaler.transform(x[first]), scaler.transform(x[second])
+    probe = LogisticRegression(C=1 / (L2 * len(first)), max_iter=2000, tol=1e-3).fit(fitted, y[first])
+    logits, weights = probe.decision_function(tried), probe.coef_
+    if logits.ndim == 1:  # of two classes it has the second alone
+        logits, weights = np.stack([0 * logits, logits], 1), np.concatenate([0 * weights, weights])
+    own = margins(logits, y[second])
+    normalised = normalised_margins(logits, y[second], weights, tried)
+    return Probed(
+        accuracy=float((own > 0).mean()),
+        margin=float(own.mean()),
+        margin_low=float(np.percentile(own, LOW)),
+        margin_normalised=float(normalised.mean()),
+    )
+
+
+def measured_layers(states: States, labels: Tensor | None) -> dict[str, dict[str, float]]:
+    """Ranks by layer, and where there are labels what a probe finds; a layer that neither is defined of has nothing."""
+    y = None if labels is None else labels[labels != IGNORED].cpu().numpy()
+    found: dict[str, dict[str, float]] = {}
+    for name, x in states.items():
+        try:
+            own = {f"rank_{kind}": value for kind, value in ranks(x)._asdict().items()}
+            found[name] = own if y is None else own | fit_probe(x, y)._asdict()
+        except UsageError:  # it has collapsed, or overflowed
+            found[name] = {}
+    return found
+
+
+class _Corrupted(nn.Module):
+    """The model on inputs that are corrupted on the way; targets are as they were."""
+
+    def __init__(self, model: nn.Module, corrupt: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.corrupt = model, corrupt
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(self.corrupt(inputs))
+
+
+def corrupted_losses(task: Task, model: nn.Module, count: int = CORRUPTED_SAMPLES) -> dict[tuple[str, int], float]:
+    """Mean loss on the first held-out batches, by corruption and severity; ("clean", 0) is that without any.
+
+    Corruptions are the task's: `corruptions` maps a name to a function of inputs, severity and seed.
+    """
+    batches, seen = [], 0
+    for batch, weight in task.evaluation():
+        batches.append((batch, weight))
+        seen += weight
+        if seen >= count * task.tokens_per_sample:
+            break
+    kinds: Mapping[str, Any] = getattr(task, "corruptions", {})
+
+    def mean_loss(one: nn.Module) -> float:
+        losses = [float(task.loss(one, to_device(batch, device))) * weight for batch, weight in batches]
+        return sum(losses) / sum(weight for _, weight in batches)
+
+    with _evaluating(model) as device:
+        found = {("clean", 0): mean_loss(model)}
+        for name, corrupt in kinds.items():
+            for severity in SEVERITIES:
+                one = _Corrupted(model, lambda x, f=corrupt, s=severity: f(x, s, 0)).eval()
+                found[name, severity] = mean_loss(one)
+    return found
+
+
+@dataclass
+class FeatureProbe:
+    """Everything that a study of features takes of a model at some steps of its run, by name."""
+
+    task: Task
+    model: nn.Module
+    sample: Sample = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sample = sample_of(self.task)
+        layers_of(self.model)
+        fit_probe_is_possible(self.sample.labels)
+
+    def measure(self) -> dict[str, float]:
+        """features.LAYER.MEASURE and corrupted.NAME.SEVERITY."""
+        found = {
+            f"features.{layer}.{name}": value
+            for layer, values in measured_layers(hidden_states(self.model, self.sample), self.sample.labels).items()
+            for name, value in values.items()
+        }
+        losses = corrupted_losses(self.task, self.model)
+        return found | {f"corrupted.{name}.{severity}": loss for (name, severity), loss in losses.items()}
+
+
+def fit_probe_is_possible(labels: Tensor | None) -> None:
+    """Raises   UsageError as `fit_probe` does, whatever the hidden states will be"""
+    if labels is not None:
+        y = labels[labels != IGNORED].numpy()
+        fit_probe(np.random.default_rng(0).standard_normal((len(y), 2)), y)
+
+
+class RankProbe:
+    """Effective ranks by layer during a run, at so few steps that they cost about `cost` of its time."""
+
+    def __init__(self, task: Task, model: nn.Module, batch_tokens: int, flops_per_token: float, cost: float) -> None:
+        self.model, self.sample = model, sample_of(task, RANK_SAMPLES)
+        states = hidden_states(model, self.sample)
+        self.names = tuple(f"rank.{layer}" for layer in states)
+        tokens = len(self.sample.inputs) * task.tokens_per_sample
+        spectra = sum(SVD_FLOPS * math.prod(x.shape) * min(x.shape) for x in states.values())
+        self.every = math.ceil((tokens * flops_per_token / 3 + spectra) / (flops_per_token * batch_tokens * cost))
+
+    def is_due(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def measure(self) -> dict[str, float]:
+        """rank.LAYER; of a layer that has collapsed, nothing."""
+        found = measured_layers(hidden_states(self.model, self.sample), None)
+        return {f"rank.{layer}": values["rank_effective"] for layer, values in found.items() if values}
