@@ -7,6 +7,7 @@ import torch
 
 from muonlab.errors import UsageError
 from muonlab.records.record import same_result
+from muonlab.records.watch import Watch
 from muonlab.study.config import validated
 from muonlab.study.plan import conventions, plan_comparison
 from muonlab.tasks.text import Text
@@ -14,7 +15,7 @@ from muonlab.train.loop import ALONE, _Run, train
 
 
 def prepared(spec):
-    return _Run(spec, Text(**spec.task_options), ALONE, 0.0)
+    return _Run(spec, Text(**spec.task_options), ALONE, Watch())
 
 
 def lrs(run):
