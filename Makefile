@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need first.
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-dist test-gpu test-triton test-integrations lint setup mutants calibrate bench ladder
-.PHONY: ladder-page batch batch-page four-variants four-variants-page routes clean
+.PHONY: ladder-page batch batch-page four-variants four-variants-page components routes clean
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
@@ -73,6 +73,9 @@ four-variants: $(READY)  ## Muon's four variants on a matrix whose constants are
 
 four-variants-page: $(READY)  ## docs/four_variants.md and its figure again, from studies/four_variants_results.json.gz
 	$(PYTHON) studies/four_variants_page.py
+
+components: $(READY)  ## the task on which the claim about features can be computed, and its page
+	OMP_NUM_THREADS=1 $(PYTHON) studies/components.py --store components.db
 
 routes: $(READY)  ## time the ways to the polar factor and rewrite the table behind polar="auto"
 	$(PYTHON) benchmarks/polar.py --out benchmarks/results/polar.json --table muonlab/kernels/routes.json

@@ -16,7 +16,11 @@ DEFAULT_ARTIFACTS = Path("muonlab-artifacts")
 
 OWN = "path/to/file.py:Class or module:Class"
 
-TASK = typer.Argument(metavar="TASK", help=f"text, text-synthetic, matrix, or a task of your own: {OWN}")
+TASK = typer.Argument(
+    metavar="TASK",
+    help="text, text-synthetic; digits, mnist, fashion-mnist, cifar10, cifar100, images; matrix, components; or a task "
+    f"of your own: {OWN}",
+)
 Task = Annotated[str, TASK]
 Optimizer = Annotated[str, typer.Option("--optimizer", help=f"Name of an optimizer, or one of your own: {OWN}.")]
 Optimizers = Annotated[
@@ -25,7 +29,8 @@ Optimizers = Annotated[
 ]
 Data = Annotated[
     list[Path] | None,
-    typer.Option("--data", metavar="PATH", help="Text file, folder of text files or .bin token shard; repeatable."),
+    typer.Option("--data", metavar="PATH", help="Text file, folder of text files or .bin token shard; for images their folder or file; "
+                 "repeatable."),
 ]
 Tokens = Annotated[
     int | None,
