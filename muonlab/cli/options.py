@@ -29,9 +29,9 @@ Optimizers = Annotated[
 ]
 Data = Annotated[
     list[Path] | None,
-    typer.Option("--data", metavar="PATH", help="Text file, folder of text files or .bin token shard; for images their folder or file; "
-                 "repeatable."),
-]
+    typer.Option("--data", metavar="PATH",
+                 help="Text file, folder of text files or .bin token shard; of images their folder or file; repeatable."),
+]  # fmt: skip
 Tokens = Annotated[
     int | None,
     typer.Option("--tokens", min=1, help="Length of a run in tokens (in samples, if they have none).",
