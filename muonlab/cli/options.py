@@ -30,7 +30,7 @@ Optimizers = Annotated[
 Data = Annotated[
     list[Path] | None,
     typer.Option("--data", metavar="PATH",
-                 help="Text file, folder of text files or .bin token shard; of images their folder or file; repeatable."),
+                 help="Text file, folder of text files or .bin token shard; images: the folder or file; repeatable."),
 ]  # fmt: skip
 Tokens = Annotated[
     int | None,
