@@ -17,6 +17,8 @@ from muonlab.report.text import claim, counted, is_undefined, is_withheld, plura
 
 __all__ = ["checks_table", "comparison_table", "record_table", "requests_table", "runs_table", "tuning_table"]
 
+HELD_OUT = "heldout."  # before the name of what a task measures there
+
 KEY_LENGTH = 12  # of a record's key, as everywhere on screen
 HELD = {True: Text("ok", style="green"), False: Text("BROKEN", style="bold red"), None: Text("-", style="yellow")}
 
@@ -233,6 +235,7 @@ def record_table(record: Record) -> list[RenderableType]:
         **{name: show(value, "value") for name, value in spec.hyperparameters.items()},
         **({"averaging": show(spec.averaging, "value")} if spec.averaging else {}),
         **_noise_rows(record),
+        **_held_out_rows(record),
         **{name: show(value, "value") for name, value in record.environment.items()},
         "created": record.created or "-",
     }
@@ -244,6 +247,15 @@ def record_table(record: Record) -> list[RenderableType]:
         if name != "diverged at step" or record.outcome == "diverged":
             table.add_row(cell(name), cell(text))
     return spaced(Text(f"run {record.key}", style="bold"), table, *([cell(record.error)] if record.error else []))
+
+
+def _held_out_rows(record: Record) -> dict[str, str]:
+    """What else the task measured on held-out data, when it was last looked at."""
+    found = {name: series for name, series in record.probes.items() if name.startswith(HELD_OUT) and series.steps}
+    return {
+        f"held-out {name.removeprefix(HELD_OUT)}": f"{series.values[-1]:.4g} at step {series.steps[-1]:,}"
+        for name, series in found.items()
+    }
 
 
 def _noise_rows(record: Record) -> dict[str, str]:
