@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from muonlab.analyze.optima import Bowl, Drift, Surface, fit_bowl, fit_drift, place, residual_noise
-from muonlab.analyze.significance import Noise
+from muonlab.analyze.drift import Drift, fit_drift
+from muonlab.analyze.optima import Bowl, Surface, fit_bowl, place, residual_noise
+from muonlab.analyze.significance import LEVEL, Noise
 from muonlab.records import Record
 from muonlab.records.transfer_evidence import TransferStage
 
@@ -27,6 +29,11 @@ class Track:
     bowl: Bowl
     drifts: tuple[Drift, ...]  # an axis each
     leaning: tuple[Drift, ...]  # towards no drift, as far as the widths measured do not tell
+
+    @property
+    def quantile(self) -> float:
+        """Of 95 % intervals of the optima, in standard errors."""
+        return float(stats.t.ppf((1 + LEVEL) / 2, self.bowl.degrees))
 
     def at(self, width: float) -> NDArray[np.float64]:
         """Where the optimum is expected."""

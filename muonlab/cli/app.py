@@ -19,6 +19,7 @@ from muonlab.cli import (
     score,
     single,
     studies,
+    transfer,
 )
 
 __all__ = ["app"]
@@ -41,6 +42,7 @@ app.command("bench")(bench.bench)
 app.command("report")(studies.report)
 app.command("ladder")(ladder.ladder)
 app.command("batch")(batch.batch)
+app.command("transfer")(transfer.transfer)
 app.command("ask")(asking.ask)
 app.command("tell")(asking.tell)
 app.command("speedup")(scaling.speedup)

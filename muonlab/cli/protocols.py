@@ -8,12 +8,12 @@ from typing import Any
 
 from muonlab.cli.arguments import check_out, command_line
 from muonlab.cli.laboratory import Laboratory, users_code
-from muonlab.cli.show import show_batch, show_comparison, show_ladder, show_price
+from muonlab.cli.show import show_batch, show_comparison, show_ladder, show_price, show_transfer
 from muonlab.errors import UsageError
 
 __all__ = ["KINDS", "asked", "conclude_and_show", "evidence_of", "keep", "planned", "run"]
 
-KINDS = ("comparison", "ladder", "batch")
+KINDS = ("comparison", "ladder", "batch", "transfer")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,14 @@ def kind_of(name: str) -> Kind:
         return Kind(
             config.BatchConfig, batch_plan.plan_batch, evidence.BatchEvidence, fairness.conclude_batch, show_batch
         )
+    if name == "transfer":
+        from muonlab.records.transfer_evidence import TransferEvidence
+        from muonlab.study import transfer_fairness, transfer_plan
+
+        return Kind(
+            config.TransferConfig, transfer_plan.plan_transfer, TransferEvidence, transfer_fairness.conclude_transfer,
+            show_transfer,
+        )  # fmt: skip
     return Kind(config.ComparisonConfig, plan.plan_comparison, evidence.Evidence, fairness.conclude, show_comparison)
 
 

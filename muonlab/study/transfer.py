@@ -80,8 +80,8 @@ def transfer(
        and in the end to the final one, on fresh seeds.
 
     Source   Essential AI 2025 (2505.02222), algorithm 1
-    Differs  from it in the windows (`telescoping.next_axis`), in the parabola for the argmin, in the drift, which it does
-             not extrapolate, in seeds and in extended windows
+    Differs  from it in the windows (`telescoping.next_axis`), in the parabola for the argmin, in the drift, which it
+             does not extrapolate, in seeds and in extended windows
     """
     protocols = {f"telescope {s.name}": _Arm(s, rules).telescope() for s in subjects if rules.final_width is not None}
     protocols |= {
