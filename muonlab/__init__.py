@@ -36,9 +36,9 @@ _OPTIMIZERS = (
     "Signum",
     "Sophia",
 )
-_HOMES = dict.fromkeys(_OPTIMIZERS, "muonlab.optim") | {"Role": "muonlab.roles"}
+_HOMES = dict.fromkeys((*_OPTIMIZERS, "parametrize"), "muonlab.optim") | {"Role": "muonlab.roles"}
 
-__all__ = ["Role", "__version__", *_OPTIMIZERS]
+__all__ = ["Role", "__version__", "parametrize", *_OPTIMIZERS]
 
 
 def __getattr__(name: str) -> Any:

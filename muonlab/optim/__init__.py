@@ -29,6 +29,8 @@ from muonlab.optim.muon import Muon, MuonRule
 from muonlab.optim.normuon import AdaMuon, AdaMuonRule, NorMuon, NorMuonRule
 from muonlab.optim.orthogonal import OrthogonalRule
 from muonlab.optim.orthogonal_sgdm import OrthogonalSGDM, OrthogonalSGDMRule
+from muonlab.optim.parametrization import Parametrization
+from muonlab.optim.parametrize import param_groups, parametrize
 from muonlab.optim.qk_clip import AttentionWeights, qk_clip_, register_qk_clip
 from muonlab.optim.routing import Route, route
 from muonlab.optim.rule import Hyperparameter, Rule, StateField, hp
@@ -75,6 +77,7 @@ __all__ = [
     "OrthogonalRule",
     "OrthogonalSGDM",
     "OrthogonalSGDMRule",
+    "Parametrization",
     "Route",
     "Rule",
     "SGDRule",
@@ -92,6 +95,8 @@ __all__ = [
     "StateField",
     "convert",
     "hp",
+    "param_groups",
+    "parametrize",
     "qk_clip_",
     "register_qk_clip",
     "route",

@@ -26,6 +26,7 @@ from muonlab.optim.inspection import diagnostics_of, explain_table
 from muonlab.optim.jobs import jobs_of
 from muonlab.optim.loading import adopted, check_state_dict, restore_dtypes
 from muonlab.optim.rule import Rule, declarations
+from muonlab.optim.scaling import scaling_of
 from muonlab.optim.sharded import Sharding
 from muonlab.optim.sharding import gradient_of, local_of, refuse_flattened
 from muonlab.optim.signature import bound_to, signature_of
@@ -63,10 +64,10 @@ class Engine(torch.optim.Optimizer):
         settings = {key: value for key, value in settings.items() if key not in SPLITS}
         check_flags(settings)
         refuse_unsupported(settings, self.rule)
-        self.rule.from_group(settings)
+        main, other = self.rule.from_group(settings), None
         if self.companion is not None:
             given = {key: settings[key] for key in self.aux_arguments if settings[key] is not None or key not in FOLLOW}
-            self.companion(**{key.removeprefix("aux_"): value for key, value in given.items()})
+            other = self.companion(**{key.removeprefix("aux_"): value for key, value in given.items()})
         self._reasons: dict[str, str] = {}
         inner = getattr(params, "_orig_mod", params)  # of a compiled module
         if isinstance(inner, nn.parallel.DistributedDataParallel):
@@ -79,7 +80,8 @@ class Engine(torch.optim.Optimizer):
         if params is None or isinstance(params, type | torch.optim.Optimizer):
             raise TypeError(f"params must be a module, or an iterable of tensors or groups, got {params!r:.60}")
         if roles is not None or splits or isinstance(params, nn.Module):
-            params, self._reasons = routed_groups(params, roles, self.rule, **splits)
+            scaling = scaling_of(params, main, other)
+            params, self._reasons = routed_groups(params, roles, self.rule, scaling=scaling, **splits)
         super().__init__(params, settings)
 
     def _fresh(self) -> None:

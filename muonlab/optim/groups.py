@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from muonlab.errors import UsageError, unknown
 from muonlab.optim.blocks import check_split, num_blocks
-from muonlab.optim.routing import FUSED_HINT, UNNAMED, match_names, route, unwrapped
+from muonlab.optim.routing import FUSED_HINT, MATRIX_ROLES, UNNAMED, match_names, route, unwrapped
 from muonlab.optim.rule import Rule, declarations
+from muonlab.optim.scaling import Scaling, multipliers_of
 from muonlab.roles import Role
 
 __all__ = [
@@ -31,12 +32,11 @@ FLAGS = {"maximize": False, "foreach": None, "fused": None, "rounding": "nearest
 ROUNDINGS = ("nearest", "stochastic", "master")
 SPLITS = {"split_sizes": None, "num_heads": None}  # by name in the constructor, plain values in a param group
 SWITCHES = ("amsgrad", "capturable", "differentiable")  # torch's, all off
-SHARED = {*FLAGS, *SWITCHES, "algorithm", "role", "num_skipped", "decoupled_weight_decay"}
+SHARED = {*FLAGS, *SWITCHES, "algorithm", "role", "num_skipped", "decoupled_weight_decay", "multipliers"}
 ALIASES = ("use_muon", "use_fallback")
 SCHEDULER_KEYS = {"peak_lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 NOTES = {"params", "param_names", "name", "lr_scale"}  # a user's or timm's annotations, kept and ignored
 FOLLOW = ("aux_lr", "aux_weight_decay")  # None: the same as the main rule's
-MATRIX_ROLES = (Role.HIDDEN, Role.CONV, Role.EXPERT)
 ORDER = (*MATRIX_ROLES, Role.EMBEDDING, Role.HEAD, Role.VECTOR)  # of the param groups
 
 
@@ -44,9 +44,14 @@ def routed_groups(
     source: nn.Module | Iterable[Any],
     roles: Mapping[str, Role | str] | None,
     rule: type[Rule],
+    *,
+    scaling: Scaling | None = None,
     **splits: Mapping[str, Any],  # "split_sizes", "num_heads": by name or glob
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """One group per role and split, and the reason for each parameter by name. Vectors get no weight decay."""
+    """One group per role, split and multipliers, and the reason for each parameter by name.
+
+    Vectors get no weight decay.
+    """
     routes = route(source, roles, strict=rule.is_matrix_rule(), asked_by=rule.label())
     named = not any(found.name.startswith(UNNAMED) for found in routes)
     matched = {key: match_names(key, patterns, [found.name for found in routes]) for key, patterns in splits.items()}
@@ -62,10 +67,12 @@ def routed_groups(
                 f"{next(iter(split))}: {found.name} is not a hidden matrix but {found.role} ({found.reason})"
             )
         check_split(tuple(found.param.shape), split, found.name)
+        if scaling is not None:
+            split["multipliers"] = tuple(scaling(found, split).items())
         entry = (found.name, found.param) if named else found.param
         members.setdefault((found.role, *split.items()), []).append(entry)
     groups = [
-        {"params": params, "role": role.value, **dict(split)}
+        {"params": params, "role": role.value, **{k: dict(v) if k == "multipliers" else v for k, v in split}}
         for (role, *split), params in sorted(members.items(), key=lambda item: ORDER.index(item[0][0]))
     ]
     if not named:
@@ -123,8 +130,10 @@ def complete_group(
     refuse_unknown(group, mine)
     refuse_unsupported(group, mine)
     undecayed = group.get("role") == Role.VECTOR
+    factors = multipliers_of(group)
     for key, value in _defaults_for(mine, rule, defaults).items():
-        group.setdefault(key, 0.0 if key == "weight_decay" and undecayed else value)
+        value = 0.0 if key == "weight_decay" and undecayed else value
+        group.setdefault(key, value * factors[key] if key in factors else value)
     for key, value in FLAGS.items():
         group.setdefault(key, defaults.get(key, value))
     for key in mine.unsupported:

@@ -82,6 +82,7 @@ def _explain(rule: Rule, group: Mapping[str, Any], reason: str | None, p: Tensor
     default = "an iterable of matrices means in torch: all of them" if rule.is_matrix_rule() else "all of the group"
     why = reason or (f"param group of role {group['role']}" if group.get("role") else default)
     why += "" if p.requires_grad else "; frozen"
+    why += "".join(f"; {key} x {factor:.4g}" for key, factor in group.get("multipliers", {}).items())
     shape = " x ".join(map(str, p.shape)) or "scalar"
     if not rule.is_matrix_rule():
         return shape, group.get("role") or "-", rule.name, why, _step_size(rule, [tuple(p.shape)])

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from muonlab.errors import UsageError, unknown
 from muonlab.roles import Role
 
-__all__ = ["FUSED_HINT", "UNNAMED", "Route", "is_vector", "match_names", "route", "unwrapped"]
+__all__ = [
+    "FUSED_HINT", "MATRIX_ROLES", "UNNAMED", "Route", "is_vector", "match_names", "owners_of", "route", "unwrapped",
+]  # fmt: skip
+
+MATRIX_ROLES = (Role.HIDDEN, Role.CONV, Role.EXPERT)
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
 CONVS = nn.modules.conv._ConvNd
@@ -62,7 +66,7 @@ def route(
     """
     names, params = _entries(source)
     wanted = _match(roles or {}, names)
-    owners = _owners(source) if isinstance(source, nn.Module) else {}
+    owners = owners_of(source) if isinstance(source, nn.Module) else {}
     head = _output_layer(source) if isinstance(source, nn.Module) else None
     routes = []
     for name, param in zip(names, params, strict=True):
@@ -138,7 +142,8 @@ def _match(roles: Mapping[str, Role | str], names: list[str]) -> dict[str, tuple
     }
 
 
-def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+def owners_of(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """Id of each parameter -> every (name, module) that has it: a tied one has several."""
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for path, module in model.named_modules():
         for name, param in module.named_parameters(recurse=False):

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 from muonlab.errors import UsageError, unknown
 from muonlab.optim import catalog
+from muonlab.optim.parametrization import check_rules
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec, Schedule
 from muonlab.records.evidence import Evidence
-from muonlab.records.spec import Value
+from muonlab.records.spec import Value, canonical_json
 from muonlab.records.watch import Watch
 from muonlab.study.compare import SHORTEST_RATIO, ComparisonRules, compare
 from muonlab.study.config import ComparisonConfig, StudyConfig
@@ -96,6 +97,8 @@ def conventions(base: RunSpec) -> dict[str, str]:
     """What must be said before a learning rate means anything; of a user's own optimizer, its source too."""
     cls = catalog.get(base.optimizer, base.optimizer_source)
     found = {**catalog.conventions(cls, base.hyperparameters), "schedule": base.schedule.kind}
+    if base.is_parametrized:
+        found["parametrization"] = f"{base.parametrization}, base {canonical_json(base.base)}"
     if ":" not in base.optimizer:
         return found
     digest = str(base.numerics["rule"]).partition("+")[0]
@@ -240,6 +243,8 @@ def _bases(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo])
             device="external" if external else config.device,
             torch="" if external else version("torch"),
         ).set(others)
+        if specs[name].is_parametrized:
+            check_rules(specs[name].parametrization, optimizer.cls.rule, optimizer.cls.companion)
         _check_batch(specs[name], task)
         specs[name] = specs[name].set({"horizon_tokens": specs[name].num_steps * specs[name].batch_tokens})
     return specs

@@ -11,8 +11,8 @@ from muonlab.records import RunSpec
 from muonlab.records.spec import SETTABLE, Schedule, Value
 
 __all__ = [
-    "DEFAULT", "PUBLISHED", "STARTS", "Start", "base_options", "check_names", "coordinates", "settable", "start", "starts",
-    "trainer_space", "with_defaults",
+    "DEFAULT", "PUBLISHED", "STARTS", "Start", "base_options", "check_names", "coordinates", "settable", "start",
+    "starts", "trainer_space", "with_defaults",
 ]  # fmt: skip
 
 WEN = "Wen et al. 2025 (2509.02046)"

@@ -55,6 +55,8 @@ class PublishesRoles(Protocol):
 # `flops_per_token(model) -> float`: forward and backward; 6 x parameters otherwise.
 # `curvature_loss(model, batch) -> Tensor`: the mean loss against labels drawn from the model's own predictions, which
 #     optimizers that observe curvature (Sophia) ask for now and then.
+# `branches(model) -> list[str]`: the modules whose output is added to a residual stream, so that depth may differ from
+#     that of a parametrization's base model.
 # `measures(model) -> dict[str, float]`: what else to know of the model, name -> number, taken when the held-out loss
 #     is during a run and kept in the record's probes. It must not change the model.
 # `fingerprint() -> str`: hash of the data; the options and the hash of the source identify it otherwise.

@@ -27,6 +27,7 @@ MLPS = ("swiglu", "gelu")
 HEAD_WIDTH = 32  # of the default; one wide head is several times faster on a CPU than many narrow ones
 NORM_EPS = 1e-6
 HEAD_STD = 0.02  # at initialisation, also of a tied table, as in GPT-2
+BRANCHES = ("attention.o", "mlp.down")  # of a block, whose outputs are added to the residual stream
 EMBEDDING_STD = 1.0  # untied: the residual stream starts at the scale that the blocks write at
 
 
@@ -226,6 +227,10 @@ class Decoder(nn.Module):
                 found[name] = Role.HIDDEN if parameter.ndim == 2 else Role.VECTOR
         return found
 
+    def branches(self) -> list[str]:
+        """The modules whose output is added to the residual stream."""
+        return [f"blocks.{k}.{name}" for k in range(len(self.blocks)) for name in BRANCHES]
+
     def tensor_parallel_plan(self, size: int) -> dict[str, "ParallelStyle"]:
         """What goes into a block by columns comes out of it by rows; heads stay whole.
 
@@ -236,9 +241,8 @@ class Decoder(nn.Module):
         for name in ("heads", "hidden"):
             if (number := getattr(self.config, name)) % size:
                 raise UsageError(f"tp={size} must divide the model's {name}, {number}: change the shape")
-        outputs = ("attention.o", "mlp.down")
         return {
-            f"blocks.{k}.{name}": RowwiseParallel() if name in outputs else ColwiseParallel()
+            f"blocks.{k}.{name}": RowwiseParallel() if name in BRANCHES else ColwiseParallel()
             for k, block in enumerate(self.blocks)
             for name, module in block.named_modules()
             if isinstance(module, nn.Linear)

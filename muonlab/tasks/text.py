@@ -123,6 +123,9 @@ class NextToken(ABC):
     def roles(self, model: Decoder) -> dict[str, Role]:
         return model.roles()
 
+    def branches(self, model: Decoder) -> list[str]:
+        return model.branches()
+
     def tensor_parallel_plan(self, model: Decoder, size: int) -> dict[str, Any]:
         return model.tensor_parallel_plan(size)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from muonlab.errors import UsageError
 from muonlab.optim import catalog as optimizers
 from muonlab.optim.engine import Engine
+from muonlab.optim.parametrize import parametrize
 from muonlab.records import Record, RunSpec
 from muonlab.records.watch import NOISE, Watch
 from muonlab.tasks import catalog as tasks
@@ -108,7 +109,7 @@ class _Run:
         if hasattr(self.task, "check"):
             self.task.check(self.samples)
         seed_rng(spec.seed)
-        self.model = self.task.build().to(self.device)
+        self.model = self._built()
         cls = optimizers.get(spec.optimizer, spec.optimizer_source, numerics=str(spec.numerics.get("rule", "")))
         roles = tasks.roles_of(self.task, self.model)
         spread = self.ranks.spread(self.task, self.model)
@@ -123,6 +124,18 @@ class _Run:
         self.forward: nn.Module = torch.compile(spread) if spec.compile else spread
         if self.ranks.data_rank:  # other dropout than that of the first
             seed_rng(self._own_seed(0))
+
+    def _built(self) -> nn.Module:
+        """The model on its device, parametrized; its base is built by random numbers that the run draws again."""
+        spec, model = self.spec, self.task.build()
+        if spec.is_parametrized:
+            before = rng_state(spec.device)
+            base = tasks.resolve(spec.task, {**spec.task_options, **spec.base}, spec.data, spec.source).build()
+            restore_rng(before)
+            roles = tasks.roles_of(self.task, model)
+            branches = self.task.branches(model) if hasattr(self.task, "branches") else ()
+            parametrize(model, base=base, kind=spec.parametrization, branches=branches, roles=roles)
+        return model.to(self.device)
 
     def advance(self) -> None:
         """One step, or the discovery that the run has diverged."""
