@@ -54,7 +54,8 @@ def fit_drift(
 
     With a `spread`, as if the rate had also been measured elsewhere, as 0 with that standard error.
 
-    Errors are those given or, where these do not explain what the fit leaves (chi-square at 5 %), that.
+    Errors are those given or, where these do not explain what the fit leaves (chi-square at 5 %), so many times as
+    large that they do.
 
     Source   Essential AI 2025 (2505.02222), eq. 4: x*(n) = x* - a / n + O(1 / n^2)
 
@@ -94,7 +95,7 @@ def _line(
     explained = not spare or squares <= float(stats.chi2.ppf(LEVEL, spare))
     if not explained:
         root = math.sqrt(squares / spare)
-        (theta, covariance), degrees = _solve(design / root, target / root, slope_spread), spare
+        theta, covariance = _solve(design / root, target / root, slope_spread)
     quantile = float(stats.t.ppf((1 + LEVEL) / 2, degrees))
     return float(theta[0]), float(theta[1]), covariance, quantile, explained
 

@@ -14,6 +14,7 @@ from scipy import stats
 from muonlab.analyze.significance import LEVEL, Noise
 
 __all__ = [
+    "NEAR",
     "Bowl",
     "Optimum",
     "Surface",

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from muonlab.analyze.drift import fit_slope
-from muonlab.analyze.optima import Optimum, Surface, fit_bowl, residual_noise, vertex_interval
+from muonlab.analyze.optima import NEAR, Optimum, Surface, fit_bowl, residual_noise, vertex_interval
 from muonlab.analyze.significance import Noise
 from muonlab.analyze.tracking import losses_of, surface
 from muonlab.records import Record
@@ -37,7 +37,7 @@ class SurveyPoint:
     lr: float | None  # by a parabola in log lr around the best; None where every run was lost
     low: float | None  # 95 % interval, of the noise between seeds; None: open
     high: float | None
-    flag: str  # "", "edge" (the best of the mesh has a neighbour on one side only), "flat" (no minimum) or "lost"
+    flag: str  # "", "edge" (of the mesh), "cliff" (a neighbour of the best diverged), "flat" (no minimum) or "lost"
     loss: float | None  # least mean
     points: tuple[LrPoint, ...]
 
@@ -97,7 +97,10 @@ def _flag(one: Surface, optimum: Optimum | None) -> str:
         return "lost"
     if _end(one):
         return "edge"
-    return "" if optimum.fitted else "flat"
+    if optimum.fitted:
+        return ""
+    beside = np.abs(one.points[:, 0] - one.points[one.best, 0]) <= NEAR * one.steps[0]
+    return "flat" if np.isfinite(one.losses[beside]).all() else "cliff"
 
 
 def _end(one: Surface) -> str:

@@ -25,9 +25,7 @@ def transfer(
     optimizers: opt.Optimizers = None,
     parametrizations: Annotated[
         str | None,
-        typer.Option(
-            "--parametrizations", help="Comma-separated: standard, mup, spectral.", show_default="standard"
-        ),
+        typer.Option("--parametrizations", help="Comma-separated: standard, mup, spectral.", show_default="standard"),
     ] = None,
     hyperparameters: Annotated[
         str | None,
@@ -53,9 +51,7 @@ def transfer(
     data: opt.Data = None,
     tokens: opt.Tokens = None,
     batch_tokens: opt.BatchTokens = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=2, help="Final runs of each optimizer.", show_default="3")
-    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=2, help="Final runs of each optimizer.", show_default="3")] = None,
     seed: opt.FirstSeed = None,
     max_runs: Annotated[
         int | None,

@@ -105,6 +105,7 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "seconds": _seconds,
     "share": lambda value: f"{value:.1%}",
     "text": str,
+    "three": lambda value: f"{value:.3g}",  # digits: a value that was estimated
     "tokens": _tokens,
     "value": _value,
 }

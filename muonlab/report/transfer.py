@@ -5,12 +5,17 @@ from rich.text import Text
 
 from muonlab.analyze.significance import withheld
 from muonlab.analyze.survey import SurveyPoint
-from muonlab.analyze.transfer_finding import ArmFinding, Place, TransferFinding
+from muonlab.analyze.transfer_finding import Place, TransferFinding
 from muonlab.report.layout import cell, clean, grid, interval, reasons, spaced
 from muonlab.report.tables import checks_table
 from muonlab.report.text import plural, show
 
 __all__ = ["transfer_table"]
+
+COST_COLUMNS = (
+    "this way", "first grid\nalone", "grid at the\nfinal width", "ratio\nto that", "first grid\ngives up",
+    "noise may\ncost (95 %)",
+)  # fmt: skip
 
 
 def transfer_table(finding: TransferFinding) -> list[RenderableType]:
@@ -38,7 +43,7 @@ def _finals(finding: TransferFinding) -> RenderableType:
     for arm in finding.arms:
         test = finding.contrasts.get(arm.name)
         said = "" if test is None else "withheld" if withheld(finding.checks) else test.judgement
-        settings = "\n".join(f"{name} {value:.3g}" for name, value in arm.best.items())
+        settings = "\n".join(f"{name} {show(value, 'three')}" for name, value in arm.best.items())
         table.add_row(
             cell(arm.name), cell(settings or "-"), show(arm.loss_mean, "loss"),
             cell(interval(arm.loss_low, arm.loss_high, "loss", neither="-")), said,
@@ -50,7 +55,9 @@ def _stages(finding: TransferFinding) -> RenderableType:
     """The optimum of each mesh; where a window was extended a plus, where it ends on an edge the word."""
     table = grid("Optimum by width, with 95 % intervals, and what finding it took")
     for heading in ("optimizer", "width", "grid", "optimum", "runs", "tokens", "flops", ""):
-        table.add_column(heading, justify="left" if heading in ("optimizer", "optimum", "") else "right", overflow="fold")
+        table.add_column(
+            heading, justify="left" if heading in ("optimizer", "optimum", "") else "right", overflow="fold"
+        )
     last = ""
     for one in finding.stages:
         places = "\n".join(f"{name} {place_text(place)}" for name, place in one.optimum.items())
@@ -67,9 +74,7 @@ def _stages(finding: TransferFinding) -> RenderableType:
 
 
 def place_text(place: Place) -> str:
-    """Three digits, as far as a grid tells."""
-    ends = ("open" if end is None else f"{end:.3g}" for end in (place.low, place.high))
-    return f"{place.value:.3g} [{', '.join(ends)}]"
+    return f"{show(place.value, 'three')}\n  {interval(place.low, place.high, 'three')}"
 
 
 def _drifts(finding: TransferFinding) -> RenderableType:
@@ -80,7 +85,7 @@ def _drifts(finding: TransferFinding) -> RenderableType:
         table.add_row(
             cell(one.arm), cell(one.hyperparameter), show(one.rate, "bare") if one.low is not None else "-",
             cell(interval(one.low, one.high, neither="-") + ("" if one.lawful else "\nnot as 1 / width")),
-            cell(place_text(one.predicted)), f"{one.used:.3g}",
+            cell(place_text(one.predicted)), show(one.used, "three"),
         )  # fmt: skip
     return table
 
@@ -89,24 +94,17 @@ def _costs(finding: TransferFinding) -> RenderableType:
     """All with the same final runs."""
     table = grid("Flops of all runs, against two other ways to tune; nats by the fit")
     table.add_column("optimizer", overflow="fold")
-    for heading in ("this way", "first grid\nalone", "grid at the\nfinal width", "ratio\nto that", "first grid\ngives up", "noise may\ncost (95 %)"):
+    for heading in COST_COLUMNS:
         table.add_column(heading, justify="right")
     for arm in finding.arms:
-        table.add_row(cell(arm.name), *_cost_cells(arm))
+        table.add_row(
+            cell(arm.name), show(arm.flops, "tokens"), show(arm.direct_flops, "tokens"), show(arm.grid_flops, "tokens"),
+            show(arm.cost_ratio, "share"), show(arm.direct_nats, "loss"), show(arm.regret_high, "loss"),
+        )  # fmt: skip
     if len(finding.arms) > 1:
-        table.add_row("all", show(sum(arm.flops for arm in finding.arms), "tokens"), "", "", _percent(finding.cost_ratio), "", "")
+        total = sum(arm.flops for arm in finding.arms)
+        table.add_row("all", show(total, "tokens"), "", "", show(finding.cost_ratio, "share"), "", "")
     return table
-
-
-def _cost_cells(arm: ArmFinding) -> list[str]:
-    return [
-        show(arm.flops, "tokens"), show(arm.direct_flops, "tokens"), show(arm.grid_flops, "tokens"),
-        _percent(arm.cost_ratio), show(arm.direct_nats, "loss"), show(arm.regret_high, "loss"),
-    ]  # fmt: skip
-
-
-def _percent(ratio: float | None) -> str:
-    return show(ratio, "share")
 
 
 def _survey(finding: TransferFinding) -> RenderableType:
@@ -124,21 +122,20 @@ def _survey(finding: TransferFinding) -> RenderableType:
 def _lr(one: SurveyPoint) -> str:
     if one.lr is None:
         return "all lost"
-    ends = interval(one.low, one.high, "value", neither="no interval")
-    if one.low is not None and one.high is not None:
-        ends = f"[{one.low:.3g}, {one.high:.3g}]"
-    elif one.low is not None or one.high is not None:
-        ends = f"above {one.low:.3g}" if one.high is None else f"below {one.high:.3g}"
-    return f"{one.lr:.3g}\n{ends}" + (f"\n{one.flag}" if one.flag else "")
+    parts = [show(one.lr, "three"), interval(one.low, one.high, "three"), one.flag]
+    return "\n".join(filter(None, parts))
 
 
 def _slopes(finding: TransferFinding) -> RenderableType:
-    table = grid(f"Slope of log lr* over log width, and what the best lr of width {finding.widths[0]:,} gives up at {finding.widths[-1]:,}")
+    first, last = finding.widths[0], finding.widths[-1]
+    table = grid(f"Slope of log lr* over log width; given up: by the best lr of width {first:,} at {last:,}")
     for heading in ("optimizer", "slope", "95 % interval", "", "nats given up", "error"):
-        table.add_column(heading, justify="right" if heading in ("slope", "nats given up", "error") else "left", overflow="fold")
+        left = heading in ("optimizer", "95 % interval", "")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold")
     for one in finding.slopes:
         table.add_row(
-            cell(one.arm), show(one.slope, "correlation"), cell(interval(one.low, one.high, "correlation", neither="-")),
-            one.verdict, show(one.given_up_nats, "loss"), show(one.given_up_error, "loss"),
+            cell(one.arm), show(one.slope, "correlation"),
+            cell(interval(one.low, one.high, "correlation", neither="-")), one.verdict,
+            show(one.given_up_nats, "loss"), show(one.given_up_error, "loss"),
         )  # fmt: skip
     return table
