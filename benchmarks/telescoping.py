@@ -82,14 +82,14 @@ class World:
     cost: float = 0.0  # of all runs at meshed widths, in runs at the first width
 
     def __call__(self, specs: Sequence[RunSpec]) -> Mapping[str, Record]:
-        return {spec.key: self.record(spec) for spec in specs}
+        return {key: self.record(spec, key) for spec in specs for key in (spec.key,)}
 
-    def record(self, spec: RunSpec) -> Record:
+    def record(self, spec: RunSpec, key: str) -> Record:
         width = float(spec.get("task.width"))  # type: ignore[arg-type]
         if width < FINAL:
             self.cost += (width / WIDTHS[0]) ** 2
         place = [math.log(float(spec.hyperparameters[h.name])) for h in AXES[: len(self.landscape.best)]]
-        luck = np.random.default_rng([self.trial, *spec.key.encode()]).standard_normal()
+        luck = np.random.default_rng([self.trial, *key.encode()]).standard_normal()
         common = np.random.default_rng([self.trial, spec.seed]).standard_normal()
         loss = 1 + self.landscape.regret(place, width) + self.landscape.noise * (luck + common)
         return Record(spec=spec, outcome="ok", final_loss=loss, tokens=spec.horizon_tokens)
@@ -130,7 +130,7 @@ def subject(num_axes: int) -> Subject:
 def grid_alone(landscape: Landscape, rng: np.random.Generator, budget: float, num_axes: int) -> np.ndarray:
     """The first mesh on all seeds that the budget pays, its optimum by a parabola, carried over unchanged."""
     space = AXES[:num_axes]
-    rules = TransferRules(baseline="")
+    rules = TransferRules(baseline="", widths=WIDTHS)
     axes = {h.name: first_axis(0.0, rules.ratio, rules.points) for h in space}
     points = np.log([[float(point[h.name]) for h in space] for point in mesh(axes, space)])  # type: ignore[arg-type]
     num_seeds = max(1, int(budget / len(points)))
@@ -172,7 +172,7 @@ def tpe(landscape: Landscape, rng: np.random.Generator, width: int, budget: floa
 
 
 def summary(num_axes: int, noise: float, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    rules = TransferRules(baseline="")
+    rules = TransferRules(baseline="", widths=WIDTHS)
     grid = rules.points**num_axes * len(rules.seeds) * (FINAL / WIDTHS[0]) ** 2
     methods = {}
     for name in trials[0]["regrets"]:

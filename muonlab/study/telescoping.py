@@ -102,13 +102,14 @@ def log_place(coordinate: Hyperparameter, value: Value) -> float:
 
 
 def value_at(coordinate: Hyperparameter, place: float) -> float:
-    """The value at a place, to six digits.
+    """The value at a place, to six digits of itself or of its distance from 1.
 
     >>> value_at(Hyperparameter("opt.lr", 0.01), math.log(0.02)), value_at(
     ...     Hyperparameter("opt.momentum", 0.9, log=False), math.log(0.05))
     (0.02, 0.95)
     """
-    return float(f"{optima.value_at(place, coordinate.log):.{DIGITS}g}")
+    left = float(f"{math.exp(place):.{DIGITS}g}")
+    return left if coordinate.log else float(f"{1 - left:.12g}")
 
 
 def allowed(coordinate: Hyperparameter, place: float) -> bool:

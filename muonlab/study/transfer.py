@@ -116,6 +116,8 @@ class _Arm:
     subject: Subject
     rules: TransferRules
     seen: dict[str, Record] = field(default_factory=dict)
+    specs: dict[str, RunSpec] = field(default_factory=dict)
+    asked: dict[tuple[Value, ...], tuple[str, ...]] = field(default_factory=dict)  # width, values -> keys
     stages: list[TransferStage] = field(default_factory=list)
 
     def named(self) -> TransferArm:
@@ -171,18 +173,15 @@ class _Arm:
         extended: dict[str, int] = {}
         while True:
             points = mesh(axes, space)
-            specs = [[self._spec(width, point, seed) for seed in self.rules.seeds] for point in points]
-            missing = {spec.key: spec for row in specs for spec in row if spec.key not in self.seen}
+            trials = tuple(Trial(settings=point, keys=self._keys(width, point)) for point in points)
+            missing = [key for trial in trials for key in trial.keys if key not in self.seen]
             if missing:
-                self.seen |= yield list(missing.values())
+                self.seen |= yield [self.specs[key] for key in missing]
             stage = TransferStage(
                 width=width,
                 points={name: axis.count for name, axis in axes.items()},
                 steps={name: axis.step for name, axis in axes.items()},
-                trials=tuple(
-                    Trial(settings=point, keys=tuple(spec.key for spec in row))
-                    for point, row in zip(points, specs, strict=True)
-                ),
+                trials=trials,
                 extended=extended,
             )
             sides = self._open(stage, axes, space)
@@ -193,8 +192,15 @@ class _Arm:
             axes = {**axes, **wider}
             extended = {**extended, **{name: extended.get(name, 0) + 1 for name in free}}
 
-    def _spec(self, width: int, settings: Mapping[str, Value], seed: int) -> RunSpec:
-        return self.subject.specs[width].set({**settings, "seed": seed})
+    def _keys(self, width: int, settings: Mapping[str, Value]) -> tuple[str, ...]:
+        """Of the runs of a point on all tuning seeds, whose specs are then in `specs`."""
+        point = (width, *settings.values())
+        if point not in self.asked:
+            specs = [self.subject.specs[width].set({**settings, "seed": seed}) for seed in self.rules.seeds]
+            by_key = {spec.key: spec for spec in specs}
+            self.specs |= by_key
+            self.asked[point] = tuple(by_key)
+        return self.asked[point]
 
     def _more(self, axes: Mapping[str, Axis], wider: Mapping[str, Axis]) -> int:
         """Runs that the wider axes add."""

@@ -136,6 +136,8 @@ def _check(config: TransferConfig) -> None:
             raise UsageError(f"{name} is what a transfer study varies: give it with {instead}, not with --set")
     if len(config.tune) > MOST_AXES:
         raise UsageError(f"a mesh has at most {MOST_AXES} axes, --hyperparameters names {len(config.tune)}")
+    if LR not in config.tune:
+        raise UsageError(f"--hyperparameters must name {LR}: whatever else is tuned, its best value follows lr")
     if others := [name for name in config.tune if not name.startswith(("opt.", "aux."))]:
         raise UsageError(f"--hyperparameters are those of an optimizer (opt., aux.), which {others[0]} is not")
 
