@@ -129,6 +129,7 @@ def _stage(arm: TransferArm, i: int, found: Track | None, records: Records) -> S
         width=stage.width,
         points=stage.points,
         ratios={name: math.exp(step) for name, step in stage.steps.items()},
+        complements=tuple(name for name, log in arm.axes.items() if not log),
         window=window,
         optimum=places,
         fitted=optimum is not None and optimum.fitted,
@@ -168,6 +169,7 @@ def _drifts(evidence: TransferEvidence, arm: TransferArm, found: Track | None) -
                 low=sign * drift.rate - half if math.isfinite(half) else None,
                 high=sign * drift.rate + half if math.isfinite(half) else None,
                 lawful=drift.lawful,
+                complement=not log,
                 predicted=_place(log, place, around),
                 used=arm.settings[name],
             )

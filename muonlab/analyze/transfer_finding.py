@@ -37,6 +37,7 @@ class StageFinding:
     width: int
     points: Mapping[str, int]  # per axis
     ratios: Mapping[str, float]  # per axis, a factor between neighbours
+    complements: tuple[str, ...]  # axes of 1 - value, whose factors are between those
     window: Mapping[str, tuple[float, float]]
     optimum: Mapping[str, Place]  # {} where no run came through
     fitted: bool  # by a parabola; False: the best point of the mesh
@@ -60,6 +61,7 @@ class DriftFinding:
     low: float | None  # 95 % interval
     high: float | None
     lawful: bool  # False: more is left over than noise explains, so the optimum moves otherwise
+    complement: bool  # of log (1 - x); the sign of the rate is still that of x
     predicted: Place  # at the final width
     used: Value  # in the final runs: what leans to no drift as far as the drift is not resolved
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from muonlab.analyze.survey import SurveyPoint
-from muonlab.analyze.transfer_finding import Place, StageFinding, TransferFinding
+from muonlab.analyze.transfer_finding import DriftFinding, Place, StageFinding, TransferFinding
 from muonlab.report.axes import dodge, frame, log_ticks, panel_size, set_ticks
 from muonlab.report.canvas import INK, MUTED, Drawing, Look, draw
 from muonlab.report.text import shorten, show
@@ -46,20 +46,10 @@ def _mesh(one: StageFinding) -> Drawing:
             _paint_cell(axes, one, names, place, loss)
         if one.optimum:
             spots = [one.optimum[name] for name in names]
-            _paint_optimum(axes, spots, complements(one, names))
+            _paint_optimum(axes, spots, [name in one.complements for name in names])
         _mesh_axes(axes, one, names)
 
     return draw(f"mesh {one.arm} {one.width}", MESH, alt, paint)
-
-
-def complements(one: StageFinding, names: Sequence[str]) -> list[bool]:
-    """Per axis whether its mesh is of 1 - value: its factor is then no factor between values."""
-    found = []
-    for name in names:
-        values = sorted({float(point.values[name]) for point in one.mesh})  # type: ignore[arg-type]
-        same = len(values) < 2 or math.isclose(values[1] / values[0], one.ratios[name], rel_tol=1e-3)
-        found.append(not same)
-    return found
 
 
 def _paint_cell(
@@ -69,9 +59,9 @@ def _paint_cell(
     from matplotlib.patches import Rectangle
 
     spans = []
-    for name, value, other in zip(names, place, complements(one, names), strict=True):
+    for name, value in zip(names, place, strict=True):
         root = math.sqrt(one.ratios[name])
-        left = 1 - value if other else value
+        left = 1 - value if name in one.complements else value
         ends = sorted((left / root, left * root))
         spans.append((ends[0], ends[1]))
     if len(spans) == 1:
@@ -102,8 +92,8 @@ def _paint_optimum(axes: "Axes", spots: Sequence[Place], others: Sequence[bool])
 
 
 def _mesh_axes(axes: "Axes", one: StageFinding, names: Sequence[str]) -> None:
-    others = complements(one, names)
-    for i, (name, other) in enumerate(zip(names, others, strict=True)):
+    for i, name in enumerate(names):
+        other = name in one.complements
         ends = sorted(1 - end if other else end for end in one.window[name])
         (axes.set_xscale if i == 0 else axes.set_yscale)("log")
         (axes.set_xlim if i == 0 else axes.set_ylim)(*ends)
@@ -118,7 +108,8 @@ def _mesh_axes(axes: "Axes", one: StageFinding, names: Sequence[str]) -> None:
 
 
 def _round_ticks(axis: "Axis", ends: tuple[float, float], most: int) -> None:
-    ticks = log_ticks(*ends, most)
+    """None where nothing is drawn, so that the axis has no log scale to speak of."""
+    ticks = log_ticks(*ends, most) if ends[0] > 0 else []
     set_ticks(axis, ticks, [f"{tick:g}" for tick in ticks])
 
 
@@ -146,7 +137,7 @@ def _drift(finding: TransferFinding, name: str, look: Looks, pixels: tuple[float
             _paint_places(axes, [(s.width * shift, s.optimum[name]) for s in own], look[arm])
             for one in finding.drifts:
                 if (one.arm, one.hyperparameter) == (arm, name):
-                    _paint_law(axes, one.rate, one.predicted.value, span, look[arm])
+                    _paint_law(axes, one, span, look[arm])
                     axes.plot(
                         [span[1] * shift],
                         [one.used],
@@ -172,12 +163,14 @@ def _paint_places(axes: "Axes", places: Sequence[tuple[float, Place]], look: Loo
         axes.plot([x], [one.value], look.marker, ms=7, color=look.colour, mec="white", mew=1, zorder=4)
 
 
-def _paint_law(axes: "Axes", rate: float, end: float, span: tuple[float, float], look: Look) -> None:
-    """Through the predicted value; of a hyperparameter that nears 1 in 1 - value, whose rate has the other sign."""
+def _paint_law(axes: "Axes", drift: DriftFinding, span: tuple[float, float], look: Look) -> None:
+    """Through the predicted value."""
     import numpy as np
 
     x = np.geomspace(*span, 60)
-    y = end * np.exp(rate * (1 / span[1] - 1 / x))
+    moved = np.exp(drift.rate * (1 / span[1] - 1 / x))
+    end = drift.predicted.value
+    y = 1 - (1 - end) / moved if drift.complement else end * moved
     axes.plot(x, y, color=look.colour, ls=look.dash, lw=1.2, alpha=0.7)
 
 

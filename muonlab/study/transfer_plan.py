@@ -104,6 +104,11 @@ def plan_transfer(config: TransferConfig) -> TransferPlan:
         for label, specs in subjects.items()
     )  # fmt: skip
     for arm in arms:
+        if rules.final_width is not None and len(rules.stages(len(arm.space))) < 2:
+            raise UsageError(
+                f"{rules.points} points leave one point at width {rules.widths[1]} for {arm.name}, whose optimum can't "
+                "be followed there: raise --points, or take the second width closer"
+            )
         runs = sum(least for least, _ in runs_of(arm, rules).values())
         if runs > rules.max_runs:
             raise UsageError(

@@ -270,6 +270,7 @@ def test_a_price_counts_every_mesh() -> None:
         ({"tune": ("opt.lr", "clip")}, "clip is not"),
         ({"settings": {"opt.weight_decay": 0.0}}, "no log mesh"),
         ({"max_runs": 100}, "raise --max-runs"),
+        ({"points": 4, "tune": ("opt.lr",)}, "leave one point at width 16"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(changes: dict, said: str) -> None:
