@@ -150,9 +150,9 @@ def num_tries(width: int, budget: float) -> int:
 
 
 def random_search(landscape: Landscape, rng: np.random.Generator, width: int, budget: float) -> np.ndarray:
-    """Over the window of the first mesh, a seed each."""
+    """Over the window of the first mesh, all on one seed, whose luck they share."""
     tries = rng.uniform(-HALF, HALF, (num_tries(width, budget), len(landscape.best)))
-    losses = [landscape.regret(one, width) + landscape.noise * rng.standard_normal() * math.sqrt(2) for one in tries]
+    losses = [landscape.regret(one, width) + landscape.noise * rng.standard_normal() for one in tries]
     return tries[int(np.argmin(losses))]
 
 
@@ -164,7 +164,7 @@ def tpe(landscape: Landscape, rng: np.random.Generator, width: int, budget: floa
 
     def loss(trial: Any) -> float:
         place = [trial.suggest_float(str(i), -HALF, HALF) for i in range(len(landscape.best))]
-        return landscape.regret(place, width) + landscape.noise * rng.standard_normal() * math.sqrt(2)
+        return landscape.regret(place, width) + landscape.noise * rng.standard_normal()
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=int(rng.integers(2**31))))
     study.optimize(loss, n_trials=num_tries(width, budget))

@@ -72,7 +72,7 @@ def _arm(evidence: TransferEvidence, arm: TransferArm, found: Track | None, reco
     flops, final_flops = (sum(run.flops for run in some) for some in (runs, finals))
     counted = bool(finals) and final_flops > 0
     num_grid = math.prod([evidence.points] * len(arm.axes)) * len(evidence.tuning_seeds)
-    grid = final_flops / len(finals) * num_grid + final_flops if counted else None
+    grid = max(run.flops for run in finals) * num_grid + final_flops if counted else None
     final, regret, direct = evidence.final_width, (None, None), None
     if found is not None and final is not None and found.bowl.curvature is not None:
         variances = np.array([(drift.at(final)[1] / drift.quantile) ** 2 for drift in found.drifts])
