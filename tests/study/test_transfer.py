@@ -15,7 +15,7 @@ from transfer_world import FINAL, SPACE, WIDTHS, World
 from muonlab.analyze.tracking import track
 from muonlab.errors import UsageError
 from muonlab.records.transfer_evidence import TransferEvidence
-from muonlab.study.config import TransferConfig
+from muonlab.study.config import TransferConfig, flattened, load_config, validated
 from muonlab.study.telescoping import num_points
 from muonlab.study.transfer import TransferRules
 from muonlab.study.transfer_fairness import conclude_transfer
@@ -289,3 +289,11 @@ def test_the_world_is_as_it_says() -> None:
             for h in SPACE
         }
         assert world.regret(settings, width) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_study_that_ships_can_be_planned() -> None:
+    values = load_config(Path(__file__).parents[2] / "studies" / "transfer.toml")
+    named = {"tokens": "horizon_tokens", "seeds": "num_seeds", "hyperparameters": "tune"}
+    values = {named.get(name, name): value for name, value in values.items()}
+    plan = plan_transfer(validated({**values, "settings": flattened(values["settings"])}, TransferConfig))
+    assert len(plan.subjects) == 6 and plan.rules.survey and plan.rules.widths == (16, 32, 64, 128)
