@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from muonlab.analyze.batch import BatchFinding, CriticalBatch, TokenRatio, Trend
 from muonlab.analyze.findings import Check, Contrast, Paired, Speedup, SpeedupRow
 from muonlab.analyze.significance import ONE_SIDED, withheld
+from muonlab.analyze.survey import Slope
+from muonlab.analyze.transfer_finding import ArmFinding, TransferFinding
 
-__all__ = ["batch_verdict", "ladder_verdict", "speedup_text", "verdict"]
+__all__ = ["batch_verdict", "ladder_verdict", "speedup_text", "transfer_verdict", "verdict"]
 
 
 def verdict(
@@ -149,3 +151,32 @@ def _factor(bound: str, value: float | None, low: float | None, high: float | No
         return f"{bound} {value:.2f}x"
     ends = ("0" if low is None else f"{low:.2f}", "unbounded" if high is None else f"{high:.2f}")
     return f"{value:.2f}x [{', '.join(ends)}]"
+
+
+def transfer_verdict(finding: TransferFinding, checks: Sequence[Check]) -> str:
+    """Per arm the settings for the final width and what they cost, how final losses compare, and how lr runs."""
+    if broken := [check.name for check in withheld(checks)]:
+        return f"Verdict withheld: {', '.join(broken)} {'is' if len(broken) == 1 else 'are'} broken."
+    sentences = [_settings_sentence(arm, finding.final_width) for arm in finding.arms if arm.best]
+    for name, test in finding.contrasts.items():
+        if test.judgement in ("better", "worse"):
+            side = "lower" if test.judgement == "better" else "higher"
+            sentences.append(f"{name} is {test.judgement} than {finding.baseline}: final loss {side} by "
+                             f"{abs(test.difference_nats or 0.0):.3f} nats.")  # fmt: skip
+        else:
+            sentences.append(f"No difference between {name} and {finding.baseline} was resolved.")
+    return " ".join([*sentences, *map(_slope_sentence, finding.slopes)])
+
+
+def _settings_sentence(arm: ArmFinding, width: int | None) -> str:
+    settings = ", ".join(f"{name} {value:.3g}" for name, value in arm.best.items())
+    cost = "" if arm.cost_ratio is None else f", for {arm.cost_ratio:.1%} of the cost of a full grid there"
+    return f"{arm.name} at width {width}: {settings}{cost}."
+
+
+def _slope_sentence(one: Slope) -> str:
+    if one.slope is None or one.low is None or one.high is None:
+        return f"How the best lr of {one.arm} runs with the width can't be told."
+    moves = {"grows": "grows with the width", "falls": "falls with the width"}
+    said = moves.get(one.verdict, "does not move resolvably with the width")
+    return f"The best lr of {one.arm} {said}: slope {one.slope:+.2f} [{one.low:+.2f}, {one.high:+.2f}]."

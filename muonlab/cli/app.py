@@ -20,6 +20,7 @@ from muonlab.cli import (
     score,
     single,
     studies,
+    transfer,
 )
 
 __all__ = ["app"]
@@ -43,6 +44,7 @@ app.command("report")(studies.report)
 app.command("ladder")(ladder.ladder)
 app.command("batch")(batch.batch)
 app.command("features")(features.features)
+app.command("transfer")(transfer.transfer)
 app.command("ask")(asking.ask)
 app.command("tell")(asking.tell)
 app.command("speedup")(scaling.speedup)

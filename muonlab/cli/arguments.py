@@ -25,6 +25,7 @@ FLAGS = {  # also in files
     "margin": "margin_nats",
     "variant": "variants",
     "latency": "latency_seconds",
+    "hyperparameters": "tune",
 }
 
 

@@ -27,12 +27,12 @@ TOLD = (
     "loss", "outcome", "diverged_step", "wall_seconds", "step_seconds", "flops", "params", "train_steps", "train_loss",
     "eval_steps", "eval_loss", "environment",
 )  # fmt: skip
-KIND_BY_KEY = {"sizes": "ladder", "batches": "batch"}  # of a study file that names no kind
+KIND_BY_KEY = {"sizes": "ladder", "batches": "batch", "widths": "transfer"}  # of a study file that names no kind
 
 
 def ask(
     study: Annotated[
-        Path, typer.Argument(metavar="STUDY.toml", help="Study file; kind = comparison, ladder or batch.")
+        Path, typer.Argument(metavar="STUDY.toml", help="Study file; kind = comparison, ladder, batch or transfer.")
     ],
     store: opt.StoreUrl = opt.DEFAULT_STORE,
     out: opt.Out = None,

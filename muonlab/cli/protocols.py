@@ -8,12 +8,12 @@ from typing import Any
 
 from muonlab.cli.arguments import check_out, command_line
 from muonlab.cli.laboratory import Laboratory, users_code
-from muonlab.cli.show import show_batch, show_comparison, show_features, show_ladder, show_price
+from muonlab.cli.show import show_batch, show_comparison, show_features, show_ladder, show_price, show_transfer
 from muonlab.errors import UsageError
 
 __all__ = ["KINDS", "asked", "conclude_and_show", "evidence_of", "keep", "planned", "run"]
 
-KINDS = ("comparison", "ladder", "batch", "features")
+KINDS = ("comparison", "ladder", "batch", "transfer", "features")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,19 @@ def kind_of(name: str) -> Kind:
         )
     if name == "features":
         return Kind(
-            config.FeaturesConfig, features.plan_features, FeaturesEvidence, fairness.conclude_features,
+            config.FeaturesConfig,
+            features.plan_features,
+            FeaturesEvidence,
+            fairness.conclude_features,
             show_features,
+        )
+    if name == "transfer":
+        from muonlab.records.transfer_evidence import TransferEvidence
+        from muonlab.study import transfer_fairness, transfer_plan
+
+        return Kind(
+            config.TransferConfig, transfer_plan.plan_transfer, TransferEvidence, transfer_fairness.conclude_transfer,
+            show_transfer,
         )  # fmt: skip
     return Kind(config.ComparisonConfig, plan.plan_comparison, evidence.Evidence, fairness.conclude, show_comparison)
 

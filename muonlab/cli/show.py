@@ -11,6 +11,7 @@ from muonlab.errors import UsageError
 
 __all__ = [
     "print_parts", "show_batch", "show_comparison", "show_features", "show_ladder", "show_price", "show_record",
+    "show_transfer",
     "show_tuning",
 ]  # fmt: skip
 
@@ -88,6 +89,33 @@ def show_features(finding: Any, executed: int, out: Path, created: str, command:
 
     print_parts(features_table(finding))
     print(f"\n{executed} runs executed.")
+
+
+def show_transfer(finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any) -> None:
+    """The page in a file, and the finding as tables or as one JSON document with `more` on top."""
+    from muonlab.report import page, transfer_page
+
+    _quieten()
+    page.write(out, transfer_page.render(finding, created=created, command=command))
+    if json:
+        document = {"runs_executed": executed, "report": str(out), **asdict(finding)}
+        return print_json({**more, **document, **_by_arm(finding)})
+    from muonlab.report.transfer import transfer_table
+
+    print_parts(transfer_table(finding))
+    _say_where(executed, out)
+
+
+def _by_arm(finding: Any) -> dict[str, Any]:
+    """The documented keys of a transfer study, each with an entry for every arm."""
+    drifts: dict[str, dict[str, Any]] = {arm.name: {} for arm in finding.arms}
+    for one in finding.drifts:
+        drifts[one.arm][one.hyperparameter] = asdict(one)
+    return {
+        "best": {arm.name: dict(arm.best) for arm in finding.arms},
+        "drift": drifts,
+        "slopes": {one.arm: asdict(one) for one in finding.slopes},
+    }
 
 
 def _critical_batch(finding: Any) -> dict[str, Any]:

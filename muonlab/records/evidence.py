@@ -12,7 +12,7 @@ from muonlab.records.spec import Value
 
 __all__ = [
     "Arm", "BatchEvidence", "BatchPoint", "Cell", "Control", "Evidence", "Forecast", "LadderEvidence", "Move", "Rung",
-    "Trial", "Tuning", "arms_of", "keys_of",
+    "Trial", "Tuning", "arms_of", "keys_of", "tuples",
 ]  # fmt: skip
 
 
@@ -195,7 +195,7 @@ class LadderEvidence:
             "controls": tuple(Control(**{**one, "keys": tuple(one["keys"])}) for one in values["controls"]),
         }
         plain = {
-            name: _tuples(values[name]) for name in ("ratios", "sensitive", "frozen", "tuning_seeds", "final_seeds")
+            name: tuples(values[name]) for name in ("ratios", "sensitive", "frozen", "tuning_seeds", "final_seeds")
         }
         return cls(**{**values, **plain, **parts})
 
@@ -246,7 +246,7 @@ class BatchEvidence:
     def from_dict(cls, values: Mapping[str, Any]) -> "BatchEvidence":
         """Inverse of `to_dict`, also after a trip through JSON."""
         points = tuple(BatchPoint(**{**point, "cell": _cell(point["cell"])}) for point in values["points"])
-        plain = {name: _tuples(values[name]) for name in PLAIN_OF_BATCH if name in values}
+        plain = {name: tuples(values[name]) for name in PLAIN_OF_BATCH if name in values}
         return cls(**{**values, **plain, "points": points})
 
 
@@ -264,16 +264,16 @@ def keys_of(cells: Iterable[Cell]) -> Iterable[str]:
 def arms_of(values: Mapping[str, Any]) -> dict[str, Arm]:
     """From JSON."""
     return {
-        name: Arm(**{**arm, "cells": tuple(map(_cell, arm["cells"])), "fixed": _tuples(arm.get("fixed", {}))})
+        name: Arm(**{**arm, "cells": tuple(map(_cell, arm["cells"])), "fixed": tuples(arm.get("fixed", {}))})
         for name, arm in values.items()
     }
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """JSON's lists as the tuples they were."""
     if isinstance(value, Mapping):
-        return {name: _tuples(item) for name, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+        return {name: tuples(item) for name, item in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _cell(values: Mapping[str, Any]) -> Cell:

@@ -13,7 +13,8 @@ from muonlab.errors import UsageError, unknown
 from muonlab.records.spec import Value, canonical_json
 
 __all__ = [
-    "BatchConfig", "ComparisonConfig", "FeaturesConfig", "LadderConfig", "StudyConfig", "flattened", "load_config",
+    "BatchConfig", "ComparisonConfig", "FeaturesConfig", "LadderConfig", "StudyConfig", "TransferConfig", "flattened",
+    "load_config",
     "parse_setting", "parse_variants", "validated",
 ]  # fmt: skip
 
@@ -98,6 +99,21 @@ class FeaturesConfig(StudyConfig):
     horizon_tokens: int = Field(1_000_000, ge=1)
     num_seeds: int = Field(3, ge=3, le=100)
     looks: int = Field(10, ge=4, le=256)  # at each final run, evenly spaced in log tokens
+
+
+class TransferConfig(StudyConfig):
+    """Everything that defines a transfer study; `tune` names the axes of the meshes."""
+
+    widths: tuple[int, ...] = ()
+    final: int | None = None  # width; None: a survey alone
+    parametrizations: tuple[str, ...] = ("standard",)
+    horizon_tokens: int = Field(1_000_000, ge=1)
+    points: int = Field(7, ge=3)  # of each axis at the first width
+    ratio: float = Field(2.0, gt=1)  # between neighbours there
+    survey: bool = False
+    num_seeds: int = Field(3, ge=2, le=100)
+    tuning_seeds: int = Field(2, ge=2, le=100)
+    max_runs: int = Field(2000, ge=1)  # of an arm, without the final ones
 
 
 Config = TypeVar("Config", bound=StudyConfig)

@@ -1,0 +1,173 @@
+"""From a config to the runs of a transfer study: every optimizer, parametrization and width checked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from muonlab.errors import UsageError, unknown
+from muonlab.optim.rule import Hyperparameter
+from muonlab.records import RunSpec
+from muonlab.records.spec import PARAMETRIZATIONS
+from muonlab.records.transfer_evidence import TransferEvidence
+from muonlab.study.config import ComparisonConfig, StudyConfig, TransferConfig, validated
+from muonlab.study.plan import OptimizersPlan, base_specs, check_tunable, named, tuning_rules
+from muonlab.study.price import Part, Price
+from muonlab.study.protocol import Protocol
+from muonlab.study.space import coordinates
+from muonlab.study.telescoping import log_place
+from muonlab.study.transfer import LR, Subject, TransferRules, transfer
+
+__all__ = ["TransferPlan", "plan_transfer"]
+
+MOST_AXES = 3  # of a mesh
+WIDTH = "task.width"
+VARIED = {WIDTH: "--widths", "base.width": "--widths", "parametrization": "--parametrizations", "seed": "--seed"}
+
+
+@dataclass(frozen=True)
+class TransferPlan(OptimizersPlan):
+    """A transfer study ready to run; its bases are the runs at the first width."""
+
+    subjects: tuple[Subject, ...]
+    rules: TransferRules
+
+    def protocol(self, asked: Mapping[str, Any]) -> Protocol[TransferEvidence]:
+        """The study, with what was asked for as its config."""
+        return transfer(self.subjects, self.rules, asked)
+
+    def price(self) -> Price:
+        """What it takes if no window is extended, and what it takes at most."""
+        least_runs = most_runs = 0
+        parts = []
+        for subject in self.subjects:
+            counts = runs_of(subject, self.rules)
+            least_runs += sum(least for least, _ in counts.values())
+            most_runs += sum(most for _, most in counts.values())
+            for width, (least, most) in counts.items():
+                spec = subject.specs[width]
+                parts.append(Part(spec, least * spec.horizon_tokens, most * spec.horizon_tokens))
+        return Price(least_runs, most_runs, tuple(parts))
+
+
+def runs_of(subject: Subject, rules: TransferRules) -> dict[int, tuple[int, int]]:
+    """Width -> runs without an extension, and with all of them."""
+    counts: dict[int, tuple[int, int]] = {}
+
+    def add(width: int, least: int, most: int) -> None:
+        before = counts.get(width, (0, 0))
+        counts[width] = (before[0] + least, before[1] + most)
+
+    seeds, more = len(rules.seeds), rules.max_extensions
+    if rules.final_width is not None:
+        k = len(subject.space)
+        for width, points in rules.stages(k):
+            add(width, points**k * seeds, max(points**k * seeds, min(rules.max_runs, (points + more) ** k * seeds)))
+        add(rules.final_width, len(rules.final_seeds), len(rules.final_seeds))
+    for width in rules.widths if rules.survey else ():
+        add(width, rules.points * seeds, (rules.points + more) * seeds)
+    return counts
+
+
+def plan_transfer(config: TransferConfig) -> TransferPlan:
+    """Check everything that can be checked before the first run, and lay the study out.
+
+    Raises   UsageError for what `plan_comparison` refuses, for too few widths, for a mesh without logarithms, with more
+             than three axes or with more runs than the cap, and for a parametrization that there is not
+    """
+    _check(config)
+    subjects: dict[str, dict[int, RunSpec]] = {}
+    spaces: dict[str, tuple[Hyperparameter, ...]] = {}
+    kinds: dict[str, tuple[str, str]] = {}
+    asked, found = named(_at_width(config, config.widths[0], config.parametrizations[0]))
+    for kind in config.parametrizations:
+        for width in sorted({*config.widths, *([config.final] if config.final else [])}):
+            for name, spec in base_specs(_at_width(config, width, kind)).items():
+                label = _label(config, name, kind)
+                subjects.setdefault(label, {})[width] = spec
+                kinds[label] = (name, kind)
+    for label, specs in subjects.items():
+        spaces[label] = _space(config, kinds[label][0], specs[config.widths[0]])
+    bases = {label: specs[config.widths[0]] for label, specs in subjects.items()}
+    check_tunable(asked, found, next(iter(bases.values())))
+    tuning = tuning_rules(config)
+    rules = TransferRules(
+        baseline=_label(config, asked.baseline, config.parametrizations[0]), widths=config.widths,
+        final_width=config.final, survey=config.survey, points=config.points, ratio=config.ratio,
+        seeds=tuning.seeds[: tuning.first_seeds], max_runs=config.max_runs,
+        final_seeds=tuple(range(config.first_seed, config.first_seed + config.num_seeds)),
+    )  # fmt: skip
+    arms = tuple(
+        Subject(
+            name=label, optimizer=bases[label].optimizer, parametrization=kinds[label][1], space=spaces[label],
+            specs=specs,
+        )
+        for label, specs in subjects.items()
+    )  # fmt: skip
+    for arm in arms:
+        if rules.final_width is not None and len(rules.stages(len(arm.space))) < 2:
+            raise UsageError(
+                f"{rules.points} points leave one point at width {rules.widths[1]} for {arm.name}, whose optimum can't "
+                "be followed there: raise --points, or take the second width closer"
+            )
+        runs = sum(least for least, _ in runs_of(arm, rules).values())
+        if runs > rules.max_runs:
+            raise UsageError(
+                f"max_runs {rules.max_runs} is below the {runs} runs of {arm.name}: raise --max-runs, lower --points, "
+                "or name fewer --hyperparameters"
+            )
+    return TransferPlan(bases, spaces, arms, rules)
+
+
+def _check(config: TransferConfig) -> None:
+    """What can be said of a config without its task."""
+    widths, final = config.widths, config.final
+    if len(widths) < 2 or min(widths) < 1 or list(widths) != sorted(set(widths)):
+        raise UsageError(
+            f"a transfer study needs two or more ascending widths, such as --widths 32,64,128; got {_list(widths)}"
+        )
+    if final is None and not config.survey:
+        raise UsageError("say the width to tune for with --final, or survey lr at every width with --survey")
+    if final is not None and final < widths[-1]:
+        raise UsageError(f"--final {final} must be no narrower than the last of --widths {_list(widths)}")
+    if config.survey and len(widths) < 3:
+        raise UsageError("a survey needs at least three widths for a slope, such as --widths 32,64,128")
+    for kind in config.parametrizations:
+        if kind not in PARAMETRIZATIONS:
+            raise unknown("parametrization", kind, PARAMETRIZATIONS)
+    if not config.parametrizations or len(set(config.parametrizations)) < len(config.parametrizations):
+        raise UsageError("name one or more --parametrizations, each once, such as standard,mup")
+    for name, instead in VARIED.items():
+        if name in config.settings:
+            raise UsageError(f"{name} is what a transfer study varies: give it with {instead}, not with --set")
+    if len(config.tune) > MOST_AXES:
+        raise UsageError(f"a mesh has at most {MOST_AXES} axes, --hyperparameters names {len(config.tune)}")
+    if LR not in config.tune:
+        raise UsageError(f"--hyperparameters must name {LR}: whatever else is tuned, its best value follows lr")
+    if others := [name for name in config.tune if not name.startswith(("opt.", "aux."))]:
+        raise UsageError(f"--hyperparameters are those of an optimizer (opt., aux.), which {others[0]} is not")
+
+
+def _list(widths: Sequence[int]) -> str:
+    return ",".join(map(str, widths)) or "none"
+
+
+def _label(config: TransferConfig, name: str, kind: str) -> str:
+    """What an arm is called: the optimizer, and its parametrization where that is not the standard of all."""
+    return name if config.parametrizations == ("standard",) else f"{name} {kind}"
+
+
+def _space(config: TransferConfig, name: str, base: RunSpec) -> tuple[Hyperparameter, ...]:
+    """The axes that this optimizer has, each with a place to start from."""
+    space = coordinates(base, config.tune, config.fixed(name))
+    for h in space:
+        log_place(h, h.default)
+    return tuple(sorted(space, key=lambda h: h.name != LR))
+
+
+def _at_width(config: TransferConfig, width: int, kind: str) -> ComparisonConfig:
+    """What a comparison at that width would be asked as; the base model of a parametrization is that of the first."""
+    shared = {name: getattr(config, name) for name in StudyConfig.model_fields}
+    settings = {**config.settings, WIDTH: width}
+    if kind != "standard":
+        settings |= {"parametrization": kind, "base.width": config.widths[0]}
+    return validated({**shared, "settings": settings, "horizon_tokens": config.horizon_tokens})
