@@ -43,7 +43,7 @@ def _finals(finding: TransferFinding) -> RenderableType:
     for arm in finding.arms:
         test = finding.contrasts.get(arm.name)
         said = "" if test is None else "withheld" if withheld(finding.checks) else test.judgement
-        settings = "\n".join(f"{name} {show(value, 'three')}" for name, value in arm.best.items())
+        settings = "\n".join(f"{name} {show(value, 'value3')}" for name, value in arm.best.items())
         table.add_row(
             cell(arm.name), cell(settings or "-"), show(arm.loss_mean, "loss"),
             cell(interval(arm.loss_low, arm.loss_high, "loss", neither="-")), said,
@@ -74,7 +74,7 @@ def _stages(finding: TransferFinding) -> RenderableType:
 
 
 def place_text(place: Place) -> str:
-    return f"{show(place.value, 'three')}\n  {interval(place.low, place.high, 'three')}"
+    return f"{show(place.value, 'value3')}\n  {interval(place.low, place.high, 'value3')}"
 
 
 def _drifts(finding: TransferFinding) -> RenderableType:
