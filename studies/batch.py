@@ -183,9 +183,9 @@ def page(found: dict[str, tuple[BatchFinding, dict[str, Record], str]]) -> str:
         "which a decoder of 42 thousand parameters reaches in some hundred thousand tokens. Gradient noise grows as",
         "the loss falls; what the shapes of these curves say may hold at scale, their numbers will not.",
         "",
-        "Intervals are those of seeds. What tuning leaves open is not in them, and is more: the first study, made twice",
-        "with learning rates that differ in the fifth digit, had a token ratio of 1.40 and of 1.20 at the smallest batch",
-        "([why](dev/LOG.md)).",
+        "Intervals are those of seeds. What tuning leaves open is not in them, and is more: the first study, made",
+        "twice with learning rates that differ in the fifth digit, had a token ratio of 1.40 and of 1.20 at the",
+        "smallest batch ([why](dev/LOG.md)).",
         "",
     ]
     for name, (finding, records, created) in found.items():
