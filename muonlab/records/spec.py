@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 from muonlab.errors import UsageError, unknown
@@ -118,7 +119,7 @@ class RunSpec:
         unlike = any(_canonical(self.task_options.get(name)) != _canonical(value) for name, value in self.base.items())
         return self.parametrization != "standard" and unlike
 
-    @property
+    @cached_property
     def key(self) -> str:
         """SHA-256 of the canonical JSON (fields at their default omitted, floats to 12 digits), 64 hex digits."""
         return hashlib.sha256(canonical_json(self.to_dict(in_key_only=True)).encode()).hexdigest()
