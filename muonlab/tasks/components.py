@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from muonlab.errors import UsageError, unknown
 from muonlab.representations import margins, spectral_ranks
 from muonlab.roles import Role
-from muonlab.tasks.text import counter_hash
+from muonlab.tasks.stream import counter_hash
 
 __all__ = ["KINDS", "Components"]
 

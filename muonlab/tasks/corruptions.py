@@ -18,7 +18,7 @@ from torch import Tensor
 from muonlab.errors import UsageError, unknown
 from muonlab.tasks import image_corruptions as images
 from muonlab.tasks import text_corruptions as text
-from muonlab.tasks.text import counter_hash
+from muonlab.tasks.stream import counter_hash
 
 __all__ = ["CORRUPTIONS", "SEVERITIES", "Corruption", "published_names", "read_published"]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from muonlab.errors import UsageError
 from muonlab.tasks.image_files import Split, read_splits
-from muonlab.tasks.text import counter_hash
+from muonlab.tasks.stream import counter_hash
 
 __all__ = ["DATASETS", "Dataset", "ImageSet", "augmented", "data_folder", "drawn", "load_images"]
 

@@ -16,7 +16,8 @@ from typing import ClassVar
 import numpy as np
 
 from muonlab.tasks.corpus import Corpus, Shard
-from muonlab.tasks.text import NextToken, counter_hash
+from muonlab.tasks.stream import counter_hash
+from muonlab.tasks.text import NextToken
 
 __all__ = ["SHA256", "Synthetic", "generate"]
 

@@ -15,8 +15,9 @@ from muonlab.errors import UsageError
 from muonlab.roles import Role
 from muonlab.tasks.corpus import Corpus, Shard, load_corpus
 from muonlab.tasks.decoder import Decoder, DecoderConfig
+from muonlab.tasks.stream import counter_hash
 
-__all__ = ["NextToken", "Text", "counter_hash"]
+__all__ = ["NextToken", "Text"]
 
 NUM_BYTES = 256
 GPT2_VOCAB = 50304  # 50257 rounded up to a multiple of 64, as nanoGPT does
@@ -207,23 +208,3 @@ class Text(NextToken):
     @cached_property
     def corpus(self) -> Corpus:
         return load_corpus(self.data, raw_bin=self.raw_bin)
-
-
-def counter_hash(seed: int, start: int, count: int) -> np.ndarray:
-    """Random uint64 number i of the stream `seed`, for i in start ... start + count - 1: no state, any slice.
-
-    >>> counter_hash(0, 5, 3).tolist() == counter_hash(0, 0, 8)[5:].tolist()
-    True
-
-    Source   Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators" (SplitMix64)
-    Differs  from SplitMix64: the seed is mixed once before it starts the stream
-    """
-    origin = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
-    counter = np.arange(start + 1, start + count + 1, dtype=np.uint64)
-    return _mix(origin + counter * np.uint64(0x9E3779B97F4A7C15))
-
-
-def _mix(z: np.ndarray) -> np.ndarray:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
