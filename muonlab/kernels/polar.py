@@ -63,7 +63,7 @@ def polar(
              None the method's own: bfloat16, float32, float32 and (always) float64. newton_schulz in float16 goes
              through Gram matrices: for accelerators
     Units    singular values are near 1, whatever the scale of x, from 1e-30 to 1e30; zero stays zero
-    Raises   ValueError for fewer than 2 dims, another method or dtype, or a gradient through gram or rational;
+    Raises   ValueError for fewer than 2 dims, another method or dtype, or a gradient through gram, rational or float16;
              TypeError for complex or integer tensors
     Range    S / norm in [coefficients.reach, 1] -> coefficients.band; rational: POLES[num_poles].reach and .band
     Source   Jordan 2024, "Muon: an optimizer for hidden layers in neural networks"; gram: Dao-AILab 2026, "Gram
@@ -151,13 +151,13 @@ def _route(
 
 
 def _in_gram_space(stacks: list[Tensor], route: Route, eps: float) -> list[Tensor]:
-    if route.method == "newton_schulz":
-        os = newton_schulz_each(stacks, route.coefficients, eps)
-        return [_damped(o, x, route.damping, eps) for o, x in zip(os, stacks, strict=True)]
     if route.method == "rational":
         return through_gram(stacks, [partial(rational_factor, poles=POLES[route.num_poles])], 1.0, eps, route.damping)
-    factors = gram_factors(route.coefficients, route.dtype)
-    os = through_gram(stacks, factors, route.coefficients.safety, eps)
+    if route.method == "newton_schulz":
+        os = newton_schulz_each(stacks, route.coefficients, eps)
+    else:
+        factors = gram_factors(route.coefficients, route.dtype)
+        os = through_gram(stacks, factors, route.coefficients.safety, eps)
     return [_damped(o, x, route.damping, eps) for o, x in zip(os, stacks, strict=True)]
 
 

@@ -39,8 +39,8 @@ class Engine(torch.optim.Optimizer):
     """Base of the drop-in classes; a class names its `rule`, and a `companion` for what the rule cannot take.
 
     Every hyperparameter is read from its param group at each step. A step whose gradients are not all finite is
-    skipped as a whole and counted in `num_skipped`, unless `skip_nonfinite=False`; where the host cannot look, in a
-    compiled step or a CUDA graph, writes are masked. Gradients are never written. `compile` (True or the name of a
+    skipped as a whole and counted in `num_skipped`, unless `skip_nonfinite=False`; where the host cannot look, as in a
+    compiled step, writes are masked. Gradients are never written. `compile` (True or the name of a
     torch.compile backend) makes guard and updates one graph, which is not traced again when a scheduled hyperparameter
     changes. `rounding` says how new weights in half precision are rounded: "nearest", "stochastic" (bfloat16 only) or
     from a float32 "master" copy; the last two keep all state in float32. Whatever has to survive `deepcopy`, pickle

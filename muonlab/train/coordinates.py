@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from muonlab.errors import UsageError
 from muonlab.optim.blocks import blocks_of
 from muonlab.optim.engine import Engine
+from muonlab.optim.routing import MATRIX_ROLES
 from muonlab.records.watch import CHANGE, UPDATE
-from muonlab.roles import Role
 from muonlab.tasks.base import Task
 from muonlab.train.batches import to_device
 from muonlab.train.checkpoint import restore_rng, rng_state, seed_rng
 
 __all__ = ["CoordinateProbe", "fixed_look"]
 
-MATRICES = (Role.HIDDEN, Role.CONV, Role.EXPERT)
 ROOT = "model"  # what the outermost module is called, whose own name is empty
 ROWS = 512  # that are kept of an output, always the same, so that wide outputs cost little memory
 
@@ -64,7 +63,7 @@ class CoordinateProbe:
         return found
 
     def _matrices(self) -> list[tuple[str, Tensor, Mapping[str, Any]]]:
-        groups = [group for group in self.optimizer.param_groups if group["role"] in MATRICES]
+        groups = [group for group in self.optimizer.param_groups if group["role"] in MATRIX_ROLES]
         return [(name, p, g) for g in groups for name, p in zip(g["param_names"], g["params"], strict=True)]
 
     def _outputs(self) -> dict[str, Tensor]:

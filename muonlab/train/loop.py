@@ -177,8 +177,8 @@ class _Run:
         self.losses.append(loss)
         self.step_seconds.append(time.perf_counter() - started - aside)
         self.probes.note(step, self.coordinates.measure(step))
-        if self.watched.ranks_are_due(step):
-            self._note(self.watched.measure_ranks)
+        if self.watched.layers and self.watched.layers.is_due(step):
+            self._note(self.watched.layers.measure)
 
     def _backward(self, start: int, loss_of: Callable[[nn.Module, Any], Tensor]) -> float:
         parts = self.samples // self.micro_samples
@@ -218,7 +218,8 @@ class _Run:
         self.eval_curve.append((self.step, self.evaluate()))
         if hasattr(self.task, "measures"):
             self.probes.note(self.step, self.task.measures(self.model))
-        self._note(self.watched.measure_features)
+        if self.watched.features:
+            self._note(self.watched.features.measure)
         restore_rng(before)
 
     def _note(self, measure: Callable[[], dict[str, float]]) -> None:

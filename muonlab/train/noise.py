@@ -12,13 +12,12 @@ from muonlab.kernels.norms import update_scale
 from muonlab.kernels.polar import YOUJIACHENG_6, polar
 from muonlab.optim.blocks import blocks_of
 from muonlab.optim.engine import Engine
-from muonlab.roles import Role
+from muonlab.optim.routing import MATRIX_ROLES
 
 __all__ = ["NoiseProbe", "noise_estimates"]
 
 SMALL_SHARE = 16  # a small batch is this part of a batch
 POLAR_FLOPS = 2 * YOUJIACHENG_6.num_steps * 6  # for a matrix of n x m, m <= n: this times n m^2, for two factors
-MATRICES = (Role.HIDDEN, Role.CONV, Role.EXPERT)
 
 
 class Estimates(NamedTuple):
@@ -64,7 +63,7 @@ class NoiseProbe:
     ) -> None:
         self.small = max(1, samples // SMALL_SHARE)
         self.sizes = (self.small * tokens_per_sample, samples * tokens_per_sample)
-        self.groups = [group for group in optimizer.param_groups if group["role"] in MATRICES]
+        self.groups = [group for group in optimizer.param_groups if group["role"] in MATRIX_ROLES]
         self.every = self._every(flops_per_token, cost) if samples > 1 else 0
 
     def _every(self, flops_per_token: float, cost: float) -> int:

@@ -1,7 +1,5 @@
 """What is watched in one run: its probes, made as its `Watch` asks for them."""
 
-from typing import Any
-
 from torch import nn
 
 from muonlab.errors import UsageError
@@ -48,13 +46,3 @@ class Watched:
             self.layers = RankProbe(task, model, tokens, per_token, watch.rank_cost)
         restore_rng(before)
         self.probes = Probes((*(NOISE if self.noise else ()), *(self.layers.names if self.layers else ())))
-
-    def ranks_are_due(self, step: int) -> bool:
-        return self.layers is not None and self.layers.is_due(step)
-
-    def measure_ranks(self) -> dict[str, float]:
-        return self.layers.measure() if self.layers else {}
-
-    def measure_features(self) -> dict[str, Any]:
-        """Nothing where they are not asked for."""
-        return self.features.measure() if self.features else {}
