@@ -112,6 +112,7 @@ class BatchFinding:
     batches: tuple[int, ...]
     reference: int
     targets: tuple[float, ...]
+    targets_given: bool  # False: taken from the baseline's curve at the reference batch
     times: tuple[TimeToTarget, ...]
     token_ratio: tuple[TokenRatio, ...]
     trends: tuple[Trend, ...]
@@ -159,6 +160,7 @@ def analyze(evidence: BatchEvidence, records: Records) -> BatchFinding:
         batches=evidence.batches,
         reference=evidence.reference,
         targets=evidence.targets,
+        targets_given=evidence.targets_given,
         times=times,
         token_ratio=tuple(ratios),
         trends=tuple(_trend(evidence, name, target, ratios, records) for name, target in pairs

@@ -62,7 +62,7 @@ def ask(
             evidence = drive(plan.protocol(wanted), Runner(opened, AskingExecutor(), Observation(watch)))
         except Asked as missing:
             opened.request(missing.specs)
-            return _show(missing.specs, watch, store, json)
+            return _show(missing.specs, watch, opened.get([spec.key for spec in missing.specs]), store, json)
     records, _ = keep(store, kind, config, wanted, evidence)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     target = out or Path(f"muonlab-{kind}.html")
@@ -127,7 +127,7 @@ def _tell_many(path: str, store: "Store") -> None:
 def _agree(record: "Record", store: "Store") -> None:
     """Raises   UsageError if the run already has another result"""
     known = store.get([record.key]).get(record.key)
-    if known and known.eval_loss and (known.eval_steps, known.eval_loss) != (record.eval_steps, record.eval_loss):
+    if known and not _curve(known).items() <= _curve(record).items():
         raise UsageError(
             f"run {record.key[:12]} has another curve: `muonlab runs rm {record.key[:12]}` first, if that is wrong"
         )
@@ -138,7 +138,12 @@ def _agree(record: "Record", store: "Store") -> None:
         )
 
 
-def _show(specs: tuple["RunSpec", ...], watch: "Watch", store: str, json: bool) -> None:
+def _curve(record: "Record") -> dict[int, float]:
+    return dict(zip(record.eval_steps, record.eval_loss, strict=True))
+
+
+def _show(specs: tuple["RunSpec", ...], watch: "Watch", told: Mapping[str, "Record"], store: str, json: bool) -> None:
+    """`told` are those of the runs whose results came without what the study reads of them."""
     runs = [_run(spec, watch) for spec in specs]
     if json:
         return print_json({"done": False, "runs": runs})
@@ -150,6 +155,9 @@ def _show(specs: tuple["RunSpec", ...], watch: "Watch", store: str, json: bool) 
     print("then ask again. --json prints them for a script.")
     if watch.curve_points:
         print("A batch study reads curves: each result needs eval_steps, which --json names, and eval_loss, too.")
+    for record in told.values():
+        lacking = sorted(watch.steps(record.spec) - set(record.eval_steps))
+        print(f"run {record.key[:12]} was told without its loss after steps {_few(lacking)}: tell it again with them")
 
 
 def _run(spec: "RunSpec", watch: "Watch") -> dict[str, Any]:
@@ -175,6 +183,10 @@ def _run(spec: "RunSpec", watch: "Watch") -> dict[str, Any]:
         "precision": spec.precision,
         "eval_steps": sorted(watch.steps(spec)),
     }
+
+
+def _few(steps: Sequence[int], most: int = 8) -> str:
+    return ", ".join(map(str, steps[:most])) + (", ..." if len(steps) > most else "")
 
 
 def _read(path: str) -> bytes:

@@ -32,7 +32,7 @@ def batch_table(finding: BatchFinding) -> list[RenderableType]:
         Text(
             f"{plural(finding.num_runs, 'run')} in this study, {finding.num_failed:,} failed, "
             f"{show(finding.total_tokens, 'tokens')} tokens in all. Intervals are 95 %, of the noise between seeds; "
-            "what tuning leaves open is not in them.",
+            f"what tuning leaves open is not in them. {_origin(finding)}",
             style="dim",
         ),
     )
@@ -61,6 +61,13 @@ def _ratios(finding: BatchFinding, name: str) -> RenderableType:
             "withheld" if withheld(finding.checks) else trend.verdict, end_section=True,
         )  # fmt: skip
     return table
+
+
+def _origin(finding: BatchFinding) -> str:
+    """Of the targets."""
+    if finding.targets_given:
+        return "The losses to reach were given."
+    return f"The losses to reach are of {clean(finding.baseline)}'s curve at a batch of {finding.reference:,}."
 
 
 def _tokens(finding: BatchFinding) -> RenderableType:

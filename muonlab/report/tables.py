@@ -298,7 +298,10 @@ def requests_table(runs: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
 
 def _asked(run: Mapping[str, Any]) -> dict[str, Any]:
     """Everything but what has a column of its own, by dotted names."""
-    nested = {prefix: run[field] for prefix, field in (("task.", "task_options"), ("schedule.", "schedule"))}
+    schedule = dict(run["schedule"])
+    if schedule["kind"] != "wsd":
+        del schedule["decay_fraction"]  # which only wsd reads
+    nested = {"task.": run["task_options"], "schedule.": schedule}
     return {
         **run["hyperparameters"],
         **run["conventions"],

@@ -109,3 +109,20 @@ def test_a_run_that_was_told_without_a_curve_is_asked_for_again(program) -> None
         (program.folder / "r.json").write_text(json.dumps(told))
         assert program("tell", run["key"], "r.json").code == 0
     assert run["key"] not in {one["key"] for one in program("ask", "mine.toml", "--json").json["runs"]}
+
+
+def test_a_curve_at_other_steps_is_said_to_lack_some_and_a_longer_one_takes_its_place(program) -> None:
+    (program.folder / "mine.toml").write_text(EXTERNAL)
+    run = program("ask", "mine.toml", "--json").json["runs"][0]
+    losses, last = curve(run)
+    full = {"loss": last, "eval_steps": run["eval_steps"], "eval_loss": losses}
+    short = {**full, "eval_steps": run["eval_steps"][1:], "eval_loss": losses[1:]}
+    (program.folder / "r.json").write_text(json.dumps(short))
+    assert program("tell", run["key"], "r.json").code == 0
+    lacking = f"run {run['key'][:12]} was told without its loss after steps {run['eval_steps'][0]}: tell it again"
+    assert lacking in program("ask", "mine.toml").out
+    (program.folder / "r.json").write_text(json.dumps({**full, "eval_loss": [*losses[:-2], 9.0, losses[-1]]}))
+    assert "has another curve" in program("tell", run["key"], "r.json").said()
+    (program.folder / "r.json").write_text(json.dumps(full))
+    assert program("tell", run["key"], "r.json").code == 0
+    assert lacking not in program("ask", "mine.toml").out

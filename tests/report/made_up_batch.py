@@ -163,7 +163,8 @@ def make_batch(optimizers: Mapping = OPTIMIZERS, **changes) -> BatchFinding:
     points = frontier_of(times.values())
     values = {
         "verdict": "", "task": "text", "baseline": "adamw", "optimizers": tuple(optimizers), "batches": BATCHES,
-        "reference": 8192, "targets": TARGETS, "times": tuple(times.values()), "token_ratio": tuple(ratios),
+        "reference": 8192, "targets": TARGETS, "targets_given": False,
+        "times": tuple(times.values()), "token_ratio": tuple(ratios),
         "trends": tuple(trend_of(n, t) for n in challengers for t in TARGETS), "critical": tuple(critical.values()),
         "noise": tuple(noise_at(n, b, t) for n, b, t in places),
         "settings": tuple(settings_of(n, b) for n in optimizers for b in BATCHES),
