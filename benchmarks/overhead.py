@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -25,16 +26,19 @@ from muonlab.execute.executor import Observation
 from muonlab.execute.local import LocalExecutor
 from muonlab.optim import catalog as optimizers
 from muonlab.records import RunSpec
-from muonlab.records.watch import Watch
+from muonlab.records.watch import PROBE_COST, Watch
 from muonlab.study.config import validated
 from muonlab.study.plan import base_specs
 from muonlab.tasks import catalog as tasks
 from muonlab.train.environment import environment
 from muonlab.train.loop import train
+from muonlab.train.ranks import Alone
 from muonlab.train.schedules import lr_factor, progress_at
+from muonlab.train.watched import Watched
 
 REPEATS = 9
-RANKS = Watch(rank_cost=0.02)
+STEPS = 32  # of a run with probes
+DENSE = 1e9  # a cost for which a probe measures after every step
 
 
 def spec_of(optimizer: str, num_steps: int, **settings: Any) -> RunSpec:
@@ -85,32 +89,37 @@ def loop_rows() -> list[dict[str, Any]]:
 
 
 def noise_rows() -> list[dict[str, Any]]:
-    """CPU time of runs with gradient noise measured over that of runs without; what is evaluated is next to nothing."""
-    rows = []
-    for name, width, batch in (("adamw", 32, 1024), ("muon", 32, 1024), ("muon", 64, 4096), ("muon", 128, 8192)):
-        shape = {"task.width": width, "task.eval_tokens": 512}
-        spec = spec_of(name, 64, **shape).set({"batch_tokens": batch, "horizon_tokens": 64 * batch})
-        what = f"gradient noise measured, {name}, width {width}, {batch} tokens a step"
-        rows.append(_watched_row(what, spec, Watch(noise_cost=0.02)))
-    return rows
-
-
-def _watched_row(what: str, spec: RunSpec, watch: Watch) -> dict[str, Any]:
-    pairs = []
-    for _ in range(REPEATS):
-        pairs.append([cpu_seconds(partial(train, spec, watch=one)) for one in (Watch(), watch)])
-    ratios = sorted(watched / plain for plain, watched in pairs)
-    return {"what": what, "ratio_of_seconds": median(ratios), "spread": [ratios[1], ratios[-2]]}
+    """Of gradient noise as a batch study measures it."""
+    sizes = (("adamw", 32, 1024), ("muon", 32, 1024), ("muon", 64, 4096), ("muon", 128, 8192))
+    return [_watched_row("gradient noise measured", *size, Watch(noise_cost=PROBE_COST), "noise") for size in sizes]
 
 
 def rank_rows() -> list[dict[str, Any]]:
-    """CPU time of runs with effective ranks of layers over that of runs without."""
-    rows = []
-    for name, width, batch in (("adamw", 32, 1024), ("muon", 32, 1024), ("muon", 128, 4096)):
-        shape = {"task.width": width, "task.eval_tokens": 512}
-        spec = spec_of(name, 64, **shape).set({"batch_tokens": batch, "horizon_tokens": 64 * batch})
-        rows.append(_watched_row(f"ranks of layers, {name}, width {width}, {batch} tokens a step", spec, RANKS))
-    return rows
+    """Of effective ranks of layers as `muonlab train --ranks` measures them."""
+    sizes = (("adamw", 32, 1024), ("muon", 32, 1024), ("muon", 128, 4096))
+    return [_watched_row("ranks of layers", *size, Watch(rank_cost=PROBE_COST), "layers") for size in sizes]
+
+
+def _watched_row(what: str, optimizer: str, width: int, batch: int, watch: Watch, probe: str) -> dict[str, Any]:
+    """What a probe adds to a run: CPU time of one measurement over that of the steps from one to the next.
+
+    A measurement is what a run with one after every step takes longer than a run with none, by the step. In a run as it
+    is made the difference is smaller than what a machine does beside it.
+    """
+    shape = {"task.width": width, "task.eval_tokens": 512}
+    spec = spec_of(optimizer, STEPS, **shape).set({"batch_tokens": batch, "horizon_tokens": STEPS * batch})
+    task = tasks.resolve(spec.task, spec.task_options)
+    model = task.build()
+    engine = optimizers.build(spec.optimizer, model, task.roles(model), spec.hyperparameters)
+    every = getattr(Watched(watch, spec, task, model, engine, Alone()), probe).every
+    dense = replace(watch, **{name: DENSE for name in ("noise_cost", "rank_cost") if getattr(watch, name)})
+    shares = []
+    for _ in range(REPEATS):
+        plain, watched = (cpu_seconds(partial(train, spec, watch=one)) for one in (Watch(), dense))
+        shares.append((watched - plain) / plain / every)
+    shares.sort()
+    what = f"{what}, {optimizer}, width {width}, {batch} tokens a step"
+    return {"what": what, "steps_between": every, "share_of_time": median(shares), "spread": [shares[1], shares[-2]]}
 
 
 def cpu_seconds(call: Callable[[], Any]) -> float:

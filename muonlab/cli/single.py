@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 Result = TypeVar("Result")
-NOISE_COST = 0.02
 START = "torchrun --nproc-per-node 4 -m muonlab train ..."
 
 
@@ -32,6 +31,7 @@ class Looks(NamedTuple):
 
     eval_every: int
     noise: bool
+    ranks: bool
     coordinates: frozenset[int]
 
 
@@ -49,6 +49,9 @@ def train(
     eval_every: Annotated[int, typer.Option(min=0, help="Steps between held-out losses for the curve; 0 = none.")] = 0,
     noise: Annotated[
         bool, typer.Option("--noise", help="Measure gradient noise on the way, for about 2 % of the time.")
+    ] = False,
+    ranks: Annotated[
+        bool, typer.Option("--ranks", help="Take effective ranks of hidden states on the way, for about 2 % of the time.")
     ] = False,
     coordinates: Annotated[
         str | None,
@@ -91,7 +94,7 @@ def train(
     parallel = chosen.pop("parallel", None)
     if not isinstance(parallel, str | None):
         raise UsageError(f"parallel: must be a text such as 'fsdp', got {parallel!r}")
-    looks = Looks(eval_every, noise, frozenset(whole_numbers("--coordinates", coordinates) or ()))
+    looks = Looks(eval_every, noise, ranks, frozenset(whole_numbers("--coordinates", coordinates) or ()))
     laboratory = Laboratory(store, 1, threads, artifacts, not no_progress)
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         sys.exit(_over_ranks(chosen, looks, laboratory, parallel or "ddp", timeout, json))
@@ -102,7 +105,7 @@ def train(
 
 def _spec(chosen: dict[str, Any], looks: Looks) -> "tuple[RunSpec, Watch]":
     """What to run, and what to look at meanwhile."""
-    from muonlab.records.watch import Watch
+    from muonlab.records.watch import PROBE_COST, Watch
     from muonlab.study.config import validated
     from muonlab.study.plan import base_specs
 
@@ -117,7 +120,8 @@ def _spec(chosen: dict[str, Any], looks: Looks) -> "tuple[RunSpec, Watch]":
     if last > spec.num_steps:
         raise UsageError(f"--coordinates {last} is beyond the run's {spec.num_steps} steps: leave it out")
     eval_steps = frozenset(range(every, spec.num_steps + 1, every) if every else ())
-    return spec, Watch(eval_steps, noise_cost=NOISE_COST if looks.noise else 0.0, coordinates=looks.coordinates)
+    costs = {"noise_cost": looks.noise * PROBE_COST, "rank_cost": looks.ranks * PROBE_COST}
+    return spec, Watch(eval_steps, coordinates=looks.coordinates, **costs)
 
 
 def _run(spec: "RunSpec", watch: "Watch", laboratory: Laboratory, json: bool, executor: Any = None) -> int:

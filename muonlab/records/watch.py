@@ -9,12 +9,13 @@ from muonlab.records.spec import RunSpec
 if TYPE_CHECKING:
     from muonlab.records.record import Record
 
-__all__ = ["CHANGE", "CLEAN", "NOISE", "UPDATE", "Series", "Watch"]
+__all__ = ["CHANGE", "CLEAN", "NOISE", "PROBE_COST", "UPDATE", "Series", "Watch"]
 
 CURVE_SPAN = 32  # a curve begins after this part of the run, and its points are evenly spaced in log tokens
 CLEAN = "corrupted.clean.0"  # the loss on the sample that is corrupted, before it is
 NOISE = ("noise.gradient_square", "noise.trace", "noise.gradient_nuclear", "noise.nuclear")
 CHANGE, UPDATE = "change.", "update."  # before the name of a module, and of a parameter
+PROBE_COST = 0.02  # for noise, and for ranks, where nothing else is asked for
 MOST_COORDINATES = 256  # a longer series would be averaged
 
 

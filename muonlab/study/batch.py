@@ -24,6 +24,7 @@ MARGIN = 0.85  # of a run, within which its pilot must reach the hardest target,
 LR_STEP = 2.0  # between the values that a search around a predicted lr tries
 LEAST_BETA2, MOST_BETA2 = 0.8, 0.9999
 LEAST_STEPS = 8  # of a run
+SEARCH_ERRORS = 2.0  # a gain counts above so many standard errors in the searches at every batch; ours
 SAME_LENGTH = 1.05  # what is left of the longest run by that factor is not worth another one; ours
 
 
@@ -81,7 +82,8 @@ def batch_sweep(
     1. Coordinate descent over the whole space at the reference batch.
     2. From there to larger and to smaller batches, one after the other: settings by rule (`rescaled`), a run that is
        lengthened until it reaches the hardest target or is `most_horizons` times as long, and a search over the
-       `retuned` coordinates at the length that it took.
+       `retuned` coordinates at the length that it took. It has two or three coordinates and few runs to tell noise by:
+       what a whole tuning asks of a gain would leave all where the rule puts it.
     3. What was found at a batch is tried, by rule, at those beside it, on all tuning seeds; where it is better, the
        search goes on from there. Repeated until nothing moves: one coordinate at a time misses what takes two at once,
        and a batch must not look better than another because the search had more luck there.
@@ -178,7 +180,7 @@ class _Sweep:
     ) -> Protocol[None]:
         """From some settings at one length; `before` is what was found by an earlier search."""
         space = [_around(h, start[h.name]) for h in self.spaces[name] if h.name in self.rules.retuned]
-        tuning = yield from tune(base, space, self.rules.tuning, start=start)
+        tuning = yield from tune(base, space, replace(self.rules.tuning, num_errors=SEARCH_ERRORS), start=start)
         settings = {**start, **tuning.best}
         if before is not None:
             tuning = _joined(before.cell.tuning, tuning)

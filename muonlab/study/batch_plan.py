@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from muonlab.errors import UsageError
 from muonlab.records import RunSpec
 from muonlab.records.evidence import BatchEvidence
-from muonlab.records.watch import Watch
+from muonlab.records.watch import PROBE_COST, Watch
 from muonlab.study.batch import LEAST_STEPS, BatchRules, batch_sweep
 from muonlab.study.config import BatchConfig, ComparisonConfig, StudyConfig, validated
 from muonlab.study.plan import OptimizersPlan, base_specs, check_cap, check_tunable, named, tuning_rules
@@ -18,7 +18,7 @@ from muonlab.tasks import catalog as tasks
 
 __all__ = ["BatchPlan", "at_batch", "plan_batch"]
 
-WATCH = Watch(curve_points=32, noise_cost=0.02)
+WATCH = Watch(curve_points=32, noise_cost=PROBE_COST)
 
 
 @dataclass(frozen=True)
