@@ -13,7 +13,7 @@ LINE_SECONDS = 15.0
 
 
 class Progress:
-    """Counts tokens against an estimate of the study's tokens; the estimate grows if the study does.
+    """Counts tokens against an estimate of the study's tokens; once it is used up, no end is foretold any more.
 
     Use as a context manager around the study. `quiet` shows nothing.
     """
@@ -51,15 +51,20 @@ class Progress:
 
     def _show(self) -> None:
         done = self.done + self.executed
-        self.expected = max(self.expected, 1.02 * done)
+        over = done > 1.01 * self.expected
         text = f"{self.num_runs} runs" + (f", {self.num_diverged} diverged" if self.num_diverged else "")
+        text += ", more than estimated" if over else ""
         if self.live:
-            self.live.update(self.bar, completed=done, total=self.expected, description=text)
+            self.live.update(self.bar, completed=done, total=None if over else self.expected, description=text)
         elif not self.quiet and time.monotonic() - self.spoken > LINE_SECONDS:
             self.spoken = time.monotonic()
-            left = (self.expected - done) * (self.spoken - self.started) / max(self.executed, 1.0)
-            eta = f", about {left:.0f} s left" if self.num_executed else ""  # the first runs wait for their imports
-            print(f"muonlab: {text}, {done / self.expected:.0%}{eta}", file=sys.stderr, flush=True)
+            print(f"muonlab: {text}{'' if over else self._ahead(done)}", file=sys.stderr, flush=True)
+
+    def _ahead(self, done: float) -> str:
+        """How far it is, and how long it takes from here."""
+        left = (self.expected - done) * (self.spoken - self.started) / max(self.executed, 1.0)
+        eta = f", about {left:.0f} s left" if self.num_executed else ""  # the first runs wait for their imports
+        return f", {min(done / self.expected, 1.0):.0%}{eta}"
 
 
 def _bar() -> Any:

@@ -51,7 +51,8 @@ def train(
         bool, typer.Option("--noise", help="Measure gradient noise on the way, for about 2 % of the time.")
     ] = False,
     ranks: Annotated[
-        bool, typer.Option("--ranks", help="Take effective ranks of hidden states on the way, for about 2 % of the time.")
+        bool,
+        typer.Option("--ranks", help="Effective ranks of hidden states on the way, for about 2 % of the time."),
     ] = False,
     coordinates: Annotated[
         str | None,
