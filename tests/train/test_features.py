@@ -8,10 +8,10 @@ from torch import nn
 from muonlab.errors import UsageError
 from muonlab.records.watch import CLEAN, Watch
 from muonlab.tasks.text import Text
+from muonlab.train.corrupted import scores_under_corruption
+from muonlab.train.feature_probes import RankProbe
 from muonlab.train.features import (
-    RankProbe,
     Sample,
-    corrupted_losses,
     fit_probe,
     hidden_states,
     layers_of,
@@ -154,7 +154,7 @@ def test_a_corruption_changes_inputs_alone_and_what_is_clean_is_the_loss():
             parameter.zero_()
         model[0].weight[0, 0] = model[2][0].weight[0, 0] = 2.0
         model[3].weight[:, 0] = torch.tensor([-2.0, 2.0])
-    found = corrupted_losses(task, model, 100)
+    found = scores_under_corruption(task, model, 100)
     clean = float(task.loss(model, next(iter(task.evaluation()))[0]))
     assert found["clean", 0] == pytest.approx(clean)
     rising = [found["shifted", severity] for severity in (1, 2, 3, 4, 5)]
