@@ -195,7 +195,7 @@ def features_verdict(finding: FeaturesFinding, checks: Sequence[Check]) -> str:
 def _claims_sentence(name: str, finding: FeaturesFinding) -> str:
     own = [claim for claim in finding.claims if (claim.optimizer, claim.at) == (name, "loss")]
     parts = []
-    for held, said in ((True, "holds"), (False, "does not hold"), (None, "is open")):
+    for held, said in ((True, "yes"), (False, "no"), (None, "open")):
         texts = [claim.claim.partition(" than ")[0] for claim in own if claim.held is held]
         parts += [f"{said}: {', '.join(texts)}"] if texts else []
-    return f"Claimed of {name} against tuned {finding.baseline}, at the same held-out loss: {'; '.join(parts)}."
+    return f"What is claimed, of {name} against tuned {finding.baseline} at the same held-out loss: {'; '.join(parts)}."
