@@ -38,7 +38,7 @@ DOCS = HERE.parent / "docs"
 STUDIES = {  # of a file -> task, and what the page says it is
     "digits": ("digits", "a small vision transformer on 8 x 8 digits"),
     "text": ("text", "a small decoder on the sources of Python's standard library"),
-    "fashion": ("fashion-mnist", "a small residual network on Fashion-MNIST"),
+    "fashion": ("fashion-mnist", "a small convolutional network on Fashion-MNIST"),
 }
 GAP, COLUMNS = 12.0, 2  # pixels between panels of a figure, and how many stand side by side
 SPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
