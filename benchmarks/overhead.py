@@ -1,6 +1,7 @@
 """What the laboratory costs on top of training: the loop, the workers, the command line.
 
     python benchmarks/overhead.py --out benchmarks/results/overhead.json
+    python benchmarks/overhead.py --only ranks    # of command, loop, noise, ranks, child, workers
 
 Everything is interleaved in one process and given as medians and ratios; absolute times depend on the machine.
 """
@@ -104,10 +105,10 @@ def _watched_row(what: str, spec: RunSpec, watch: Watch) -> dict[str, Any]:
 
 
 def rank_rows() -> list[dict[str, Any]]:
-    """CPU time of runs with effective ranks of layers over that of runs without."""
+    """CPU time of runs with effective ranks of layers over that of runs without; held out are as many as a look takes."""
     rows = []
     for name, width, batch in (("adamw", 32, 1024), ("muon", 32, 1024), ("muon", 128, 4096)):
-        shape = {"task.width": width, "task.eval_tokens": 512}
+        shape = {"task.width": width, "task.eval_tokens": 1024}
         spec = spec_of(name, 64, **shape).set({"batch_tokens": batch, "horizon_tokens": 64 * batch})
         rows.append(_watched_row(f"ranks of layers, {name}, width {width}, {batch} tokens a step", spec, RANKS))
     return rows
@@ -154,12 +155,23 @@ def command_row() -> dict[str, Any]:
     return {"what": "muonlab --help", "seconds": median(times), "spread": [min(times), max(times)]}
 
 
+ROWS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "command": lambda: [command_row()],
+    "loop": loop_rows,
+    "noise": noise_rows,
+    "ranks": rank_rows,
+    "child": lambda: [child_row()],
+    "workers": lambda: [worker_row()],
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", choices=ROWS, help="these rows alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [command_row(), *loop_rows(), *noise_rows(), *rank_rows(), child_row(), worker_row()]
+    rows = [row for name, make in ROWS.items() if arguments.only in (None, name) for row in make()]
     for row in rows:
         print({k: round(value, 4) if isinstance(value, float) else value for k, value in row.items()}, file=sys.stderr)
     document = json.dumps({"environment": environment("cpu"), "system": platform.platform(), "rows": rows}, indent=1)

@@ -30,6 +30,7 @@ def render(finding: FeaturesFinding, *, created: str, command: str = "") -> str:
     """
     look = looks_of(finding.optimizers, finding.baseline)
     names = list(look)
+    more = 1 if finding.errors else 0  # a figure and a table beside those that all tasks have
     return document(
         "features.html",
         finding,
@@ -57,15 +58,16 @@ def render(finding: FeaturesFinding, *, created: str, command: str = "") -> str:
             "margin": figures.layers(finding, look, "margin_normalised"),
             "likeness": figures.likeness(finding, look),
         },
-        more=1 if finding.errors else 0,  # a figure and a table beside those that all tasks have
-        transfer=_transfer(finding.transfer),
+        more=more,
+        transfer=_transfer(finding.transfer, 7 + more),
+        later=1 if finding.transfer else 0,
         created=created,
         command=command,
     )
 
 
-def _transfer(transfer: tuple[Any, ...]) -> str:
-    """The section about transfer as HTML, its table the eighth; empty where nothing was transferred."""
+def _transfer(transfer: tuple[Any, ...], table: int) -> str:
+    """The section about transfer as HTML, with one table of that number; empty where nothing was transferred."""
     return ""
 
 

@@ -182,7 +182,7 @@ def test_same_finding_same_bytes(finding):
     assert rendered(finding) == first
     assert [a for a, b in zip(first.splitlines(), other.splitlines(), strict=True) if a != b] == [
         f"  <p>Made by muonlab on <time>{CREATED}</time>. Losses are nats on held-out data, per token or per "
-        "undefined.</p>"
+        "image; – means undefined.</p>"
     ]
 
 
