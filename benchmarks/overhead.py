@@ -105,7 +105,7 @@ def _watched_row(what: str, spec: RunSpec, watch: Watch) -> dict[str, Any]:
 
 
 def rank_rows() -> list[dict[str, Any]]:
-    """CPU time of runs with effective ranks of layers over that of runs without; held out are as many as a look takes."""
+    """CPU time of runs with effective ranks of layers over that of runs without; held out is what a look takes."""
     rows = []
     for name, width, batch in (("adamw", 32, 1024), ("muon", 32, 1024), ("muon", 128, 4096)):
         shape = {"task.width": width, "task.eval_tokens": 1024}

@@ -121,7 +121,7 @@ def svg_of(drawings: Sequence[Drawing]) -> str:
 def page(name: str, finding: FeaturesFinding, records: dict[str, Record], created: str) -> str:
     run, environment = next(iter(records.values())), finding.environment
     minutes = sum(record.wall_seconds for record in records.values()) / 60
-    drawn = {what: [f"![{text}](features_results_{name}_{what}.svg)", "", f"{text}.", ""]
+    drawn = {what: [f"![{text.partition(';')[0]}](features_results_{name}_{what}.svg)", "", f"{text}.", ""]
              for what, (text, _) in figures(finding).items()}  # fmt: skip
     lines = [
         f"# Features: {STUDIES[name][1]}",

@@ -30,7 +30,8 @@ def render(finding: FeaturesFinding, *, created: str, command: str = "") -> str:
     """
     look = looks_of(finding.optimizers, finding.baseline)
     names = list(look)
-    more = 1 if finding.errors else 0  # a figure and a table beside those that all tasks have
+    corrupted, classes = bool(finding.corruptions), bool(finding.errors)
+    tables, drawn = 2 + 2 * corrupted + classes, corrupted + classes  # numbers of those before the layers'
     return document(
         "features.html",
         finding,
@@ -58,8 +59,9 @@ def render(finding: FeaturesFinding, *, created: str, command: str = "") -> str:
             "margin": figures.layers(finding, look, "margin_normalised"),
             "likeness": figures.likeness(finding, look),
         },
-        more=more,
-        transfer=_transfer(finding.transfer, 7 + more),
+        tables=tables,
+        drawn=drawn,
+        transfer=_transfer(finding.transfer, tables + 3),
         later=1 if finding.transfer else 0,
         created=created,
         command=command,
