@@ -9,7 +9,7 @@ from rich.text import Text
 from muonlab.analyze.feature_looks import CONDITIONS
 from muonlab.analyze.features import MEASURES, FeaturesFinding, LayerRow
 from muonlab.analyze.findings import Effect
-from muonlab.analyze.likeness import LikenessRow, Spread
+from muonlab.analyze.likeness import Spread
 from muonlab.analyze.robustness import CorruptionRow
 from muonlab.report.layout import cell, clean, grid, interval, reasons, spaced
 from muonlab.report.tables import checks_table
@@ -122,8 +122,8 @@ def _accuracy(finding: FeaturesFinding) -> RenderableType:
         ends = interval(*(None if end is None else 1 + end for end in (ratio.effect.low, ratio.effect.high)))
         table.add_row(
             cell(row.optimizer), WHERE[row.at], *both,
-            f"{show(one.difference, 'points')}\n{interval(one.low, one.high, 'points')}\n{one.judgement}",
-            f"{show(ratio.ratio, 'ratio')}\n{ends}\n{ratio.effect.judgement}",
+            cell(f"{show(one.difference, 'points')}\n{interval(one.low, one.high, 'points')}\n{one.judgement}"),
+            cell(f"{show(ratio.ratio, 'ratio')}\n{ends}\n{ratio.effect.judgement}"),
         )  # fmt: skip
     return table
 
@@ -134,16 +134,13 @@ def _likeness(finding: FeaturesFinding) -> RenderableType:
     for heading in ("optimizer", "layer", "same seed", "other seeds", "two seeds of it", f"two of {base}"):
         table.add_column(cell(heading), overflow="fold")
     for row in (row for row in finding.cka if row.at == "budget"):
-        table.add_row(cell(row.optimizer), cell(row.layer), *map(_spread, spreads(row)))
+        spreads = (row.same_seed, row.other_seeds, row.own_seeds, row.baseline_seeds)
+        table.add_row(cell(row.optimizer), cell(row.layer), *map(_spread, spreads))
     return table
 
 
-def spreads(row: LikenessRow) -> tuple[Spread, ...]:
-    return row.same_seed, row.other_seeds, row.own_seeds, row.baseline_seeds
-
-
-def _spread(one: Spread) -> str:
-    return f"{show(one.mean, 'bare')}\n{interval(one.least, one.greatest, neither='none')}"
+def _spread(one: Spread) -> Text:
+    return cell(f"{show(one.mean, 'bare')}\n{interval(one.least, one.greatest, neither='none')}")
 
 
 def _effect(one: Effect) -> tuple[Text, str, str]:

@@ -49,7 +49,7 @@ def _corrupted(rows: Sequence[Mapping[str, Any]], clean: str, corrupted: str, ki
         own = [row for row in rows if row["checkpoint"] == name]
         first = show(own[0][clean], "loss" if clean == "loss" else kind)
         table.add_row(cell(name), "clean", first, *("" for _ in severities))
-        for name in dict.fromkeys(row["corruption"] for row in own[1:]):
-            values = {row["severity"]: row[corrupted] for row in own if row["corruption"] == name}
-            table.add_row("", cell(name), "", *(show(values.get(s), kind) for s in severities))
+        for inputs in dict.fromkeys(row["corruption"] for row in own[1:]):
+            values = {row["severity"]: row[corrupted] for row in own if row["corruption"] == inputs}
+            table.add_row("", cell(inputs), "", *(show(values.get(s), kind) for s in severities))
     return table
