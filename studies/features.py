@@ -61,9 +61,7 @@ def keep(url: str, keys: Sequence[str] = ()) -> None:
                 raise SystemExit(f"{saved.key[:12]} is a {saved.kind} of {saved.name}, of which there is no page")
             evidence = FeaturesEvidence.from_dict(saved.result)
             records = store.get(evidence.record_keys()).values()
-            final = {key for arms in (evidence.arms, evidence.controls) for arm in arms.values()
-                     for key in arm.cells[0].keys}  # fmt: skip
-            kept = [lean(record, record.key in final).to_dict() for record in records]
+            kept = [lean(record, record.spec.seed in evidence.final_seeds).to_dict() for record in records]
             values = {"created": saved.created, "evidence": evidence.to_dict(), "records": kept}
             results_of(name).write_bytes(gzip.compress(json_text(values).encode(), mtime=0))
 
@@ -153,6 +151,8 @@ def page(name: str, finding: FeaturesFinding, records: dict[str, Record], create
     lines += ["## Layers", "", *drawn.get("rank", ()), *drawn.get("margin", ()), *layers(finding)]
     if finding.cka:
         lines += ["## Likeness", "", *drawn["cka"], *likeness(finding)]
+    if finding.transfer:
+        lines += [f"## Transfer to {finding.transfer[0].task}", "", *transfer(finding)]
     checks = ((c.name, "ok" if c.ok else "**broken**", c.detail) for c in finding.checks)
     return "\n".join([*lines, "## Checks", "", *table(("rule", "", "found"), checks)])
 
@@ -233,6 +233,16 @@ def likeness(finding: FeaturesFinding) -> list[str]:
         for row in finding.cka
     )  # fmt: skip
     heads = ("", "layer", "decay", "same seed", "other seeds", "two seeds of it", f"two of {finding.baseline}")
+    return table(heads, body)
+
+
+def transfer(finding: FeaturesFinding) -> list[str]:
+    body = (
+        (row.finetuning, row.pretraining, show(row.loss, "loss"), show(row.accuracy, "share"), row.num_seeds,
+         "baseline" if row.effect is None else difference(row.effect))
+        for row in finding.transfer
+    )  # fmt: skip
+    heads = ("by", "pretrained with", "held-out loss", "accuracy", "seeds", f"less that of {finding.baseline}")
     return table(heads, body)
 
 

@@ -61,16 +61,10 @@ def render(finding: FeaturesFinding, *, created: str, command: str = "") -> str:
         },
         tables=tables,
         drawn=drawn,
-        transfer=_transfer(finding.transfer, tables + 3),
         later=1 if finding.transfer else 0,
         created=created,
         command=command,
     )
-
-
-def _transfer(transfer: tuple[Any, ...], table: int) -> str:
-    """The section about transfer as HTML, with one table of that number; empty where nothing was transferred."""
-    return ""
 
 
 def _state(finding: FeaturesFinding) -> str:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
 from feature_world import World
 
 from muonlab.analyze.features import FeaturesFinding
+from muonlab.analyze.findings import Effect
 from muonlab.report import features_page, page
 from muonlab.report.features import features_table
 from muonlab.study.fairness import conclude_features
@@ -80,6 +81,33 @@ def test_nothing_is_asked_of_the_network(name: str) -> None:
     assert not re.search(r"(src|href)=\"?(https?:)?//", html) and "<script" not in html
     numbers = [int(n) for n in re.findall(r"<b>Table (\d+)\.", html)]
     assert numbers == list(range(1, len(numbers) + 1)) and html.count("<table") == html.count("<caption")
+
+
+@dataclass(frozen=True)
+class Row:
+    """As `muonlab.analyze.feature_transfer` has them."""
+
+    finetuning: str
+    pretraining: str
+    effect: Effect | None
+    task: str = "second"
+    tokens: int = 1280
+    loss: float | None = 0.5
+    accuracy: float | None = None
+    lr: float | None = 0.25
+    num_seeds: int = 3
+
+
+def test_transfer_has_a_section_where_there_was_any() -> None:
+    one = Effect(difference=-0.125, low=-0.25, high=None, size=2.0, p_value=0.04, num_pairs=3, judgement="lower")
+    rows = (Row("linear probe", "adamw", None, lr=None), Row("sgd", "adamw", None), Row("sgd", "muon", one))
+    finding = replace(finding_of("classes"), transfer=rows)
+    shown = Page(features_page.render(finding, created=CREATED))
+    names = {name: text for name, _, text in shown.fields}
+    assert names["transfer[2].effect.difference"] == "−0.125" and names["transfer[2].loss"] == "0.5000"
+    assert names["transfer[2].accuracy"] == "–" and shown.bare == []
+    numbers = [int(n) for n in re.findall(r"Table (\d+)\.", shown.text)]
+    assert numbers == list(range(1, len(numbers) + 1)) and "On a second task: second" in shown.text
 
 
 def test_figures_say_what_they_show() -> None:
