@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need first.
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-dist test-gpu test-triton test-integrations lint setup mutants calibrate bench ladder
-.PHONY: ladder-page batch batch-page four-variants four-variants-page components routes clean
+.PHONY: ladder-page batch batch-page features features-page four-variants four-variants-page components routes clean
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
@@ -63,6 +63,15 @@ batch: $(READY)  ## the batch studies of studies/batch*.toml, and their results 
 
 batch-page: $(READY)  ## docs/batch_results.md again, from studies/batch_results.json.gz
 	$(PYTHON) studies/batch.py
+
+features: $(READY)  ## the studies of studies/features_*.toml, and their pages; FASHION=fashion_mnist.npz for that one, too
+	.venv/bin/muonlab features digits --config studies/features_digits.toml --store features.db
+	.venv/bin/muonlab features text --config studies/features_text.toml --store features.db
+	$(if $(FASHION),.venv/bin/muonlab features fashion-mnist --data $(FASHION) --config studies/features_fashion.toml --store features.db)
+	$(PYTHON) studies/features.py --store features.db
+
+features-page: $(READY)  ## docs/features_results_*.md again, from studies/features_*.json.gz
+	$(PYTHON) studies/features.py
 
 ladder-page: $(READY)  ## docs/ladder_results.md again, from studies/ladder_results.json.gz
 	$(PYTHON) studies/ladder.py

@@ -1,6 +1,7 @@
 """What the laboratory costs on top of training: the loop, the workers, the command line.
 
     python benchmarks/overhead.py --out benchmarks/results/overhead.json
+    python benchmarks/overhead.py --only ranks    # of command, loop, noise, ranks, child, workers
 
 Everything is interleaved in one process and given as medians and ratios; absolute times depend on the machine.
 """
@@ -106,7 +107,7 @@ def _watched_row(what: str, optimizer: str, width: int, batch: int, watch: Watch
     A measurement is what a run with one after every step takes longer than a run with none, by the step. In a run as it
     is made the difference is smaller than what a machine does beside it.
     """
-    shape = {"task.width": width, "task.eval_tokens": 512}
+    shape = {"task.width": width, "task.eval_tokens": 1024}  # which is what a look at ranks takes
     spec = spec_of(optimizer, STEPS, **shape).set({"batch_tokens": batch, "horizon_tokens": STEPS * batch})
     task = tasks.resolve(spec.task, spec.task_options)
     model = task.build()
@@ -163,12 +164,23 @@ def command_row() -> dict[str, Any]:
     return {"what": "muonlab --help", "seconds": median(times), "spread": [min(times), max(times)]}
 
 
+ROWS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "command": lambda: [command_row()],
+    "loop": loop_rows,
+    "noise": noise_rows,
+    "ranks": rank_rows,
+    "child": lambda: [child_row()],
+    "workers": lambda: [worker_row()],
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", choices=ROWS, help="these rows alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [command_row(), *loop_rows(), *noise_rows(), *rank_rows(), child_row(), worker_row()]
+    rows = [row for name, make in ROWS.items() if arguments.only in (None, name) for row in make()]
     for row in rows:
         print({k: round(value, 4) if isinstance(value, float) else value for k, value in row.items()}, file=sys.stderr)
     document = json.dumps({"environment": environment("cpu"), "system": platform.platform(), "rows": rows}, indent=1)

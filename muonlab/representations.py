@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from muonlab.errors import UsageError
 
-__all__ = ["Ranks", "linear_cka", "margins", "normalised_margins", "ranks", "spectral_ranks"]
+__all__ = ["Ranks", "gram_cka", "linear_cka", "margins", "normalised_margins", "ranks", "spectral_ranks"]
 
 Array = NDArray[np.float64]
 LEAST = 1e-12  # part of the largest singular value below which one is rounding
@@ -78,7 +78,16 @@ def linear_cka(x: ArrayLike, y: ArrayLike) -> float:
     >>> round(linear_cka(x, 5.0 * x @ turned + 1.0), 6)
     1.0
     """
-    grams = [centred @ centred.T for centred in (_centred(x), _centred(y))]
+    return gram_cka(*(centred @ centred.T for centred in (_centred(x), _centred(y))))
+
+
+def gram_cka(k: ArrayLike, other: ArrayLike) -> float:
+    """`linear_cka` from the Gram matrices x x^T and y y^T, whose diagonals do not matter.
+
+    Shapes   k, other (samples, samples), symmetric
+    Raises   UsageError for fewer than four samples, and numbers of samples that differ
+    """
+    grams = [np.array(gram, dtype=np.float64) for gram in (k, other)]
     if len(grams[0]) != len(grams[1]):
         raise UsageError(f"CKA needs the same samples in both: there are {len(grams[0])} and {len(grams[1])}")
     if len(grams[0]) < LEAST_SAMPLES:

@@ -1,6 +1,6 @@
 """Findings: what an analysis concluded, as plain values. Reports render them and compute nothing.
 
-Losses are nats per token, times are seconds, lengths are tokens. None is "undefined", never zero.
+Losses are nats per token or image, times are seconds, lengths are tokens. None is "undefined", never zero.
 """
 
 from collections.abc import Mapping

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from muonlab.analyze.batch import BatchFinding, CriticalBatch, TokenRatio, Trend
+from muonlab.analyze.features import FeaturesFinding
 from muonlab.analyze.findings import Check, Contrast, Paired, Speedup, SpeedupRow
 from muonlab.analyze.significance import ONE_SIDED, withheld
 from muonlab.analyze.survey import Slope
 from muonlab.analyze.transfer_finding import ArmFinding, TransferFinding
 
-__all__ = ["batch_verdict", "ladder_verdict", "speedup_text", "transfer_verdict", "verdict"]
+__all__ = ["batch_verdict", "features_verdict", "ladder_verdict", "speedup_text", "transfer_verdict", "verdict"]
 
 
 def verdict(
@@ -180,3 +181,21 @@ def _slope_sentence(one: Slope) -> str:
     moves = {"grows": "grows with the width", "falls": "falls with the width"}
     said = moves.get(one.verdict, "does not move resolvably with the width")
     return f"The best lr of {one.arm} {said}: slope {one.slope:+.2f} [{one.low:+.2f}, {one.high:+.2f}]."
+
+
+def features_verdict(finding: FeaturesFinding, checks: Sequence[Check]) -> str:
+    """Per challenger, what of the claims holds at the same held-out loss, what does not, and what is open."""
+    broken = [check.name for check in withheld(checks)]
+    if broken:
+        return f"Verdict withheld: {', '.join(broken)} {'is' if len(broken) == 1 else 'are'} broken."
+    names = [name for name in finding.optimizers if name != finding.baseline]
+    return " ".join(_claims_sentence(name, finding) for name in names)
+
+
+def _claims_sentence(name: str, finding: FeaturesFinding) -> str:
+    own = [claim for claim in finding.claims if (claim.optimizer, claim.at) == (name, "loss")]
+    parts = []
+    for held, said in ((True, "yes"), (False, "no"), (None, "open")):
+        texts = [claim.claim.partition(" than ")[0] for claim in own if claim.held is held]
+        parts += [f"{said}: {', '.join(texts)}"] if texts else []
+    return f"What is claimed, of {name} against tuned {finding.baseline} at the same held-out loss: {'; '.join(parts)}."

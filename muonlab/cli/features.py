@@ -18,7 +18,7 @@ __all__ = ["features"]
 
 STUDIED = (
     "optimizers", "baseline", "tokens", "batch_tokens", "seeds", "seed", "tune", "max_runs", "precision", "compile",
-    "store", "workers", "artifacts", "dry_run",
+    "store", "out", "workers", "artifacts", "dry_run",
 )  # fmt: skip
 
 
@@ -55,6 +55,7 @@ def features(
     settings: opt.Set = None,
     config: opt.Config = None,
     store: opt.StoreUrl = opt.DEFAULT_STORE,
+    out: opt.Out = None,
     workers: opt.Workers = 0,
     threads: opt.Threads = 1,
     artifacts: opt.Artifacts = opt.DEFAULT_ARTIFACTS,
@@ -85,7 +86,7 @@ def features(
     }  # fmt: skip
     chosen = values(config, flags, settings, precision, compile)
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
-    run("features", chosen, laboratory, Path("muonlab-features.html"), json, dry_run)
+    run("features", chosen, laboratory, out or Path("muonlab-features.html"), json, dry_run)
 
 
 def _baseline(typed: Sequence[str] | None, config: Path | None) -> str | None:
@@ -102,7 +103,7 @@ def _models(
 ) -> None:
     import torch
 
-    from muonlab.report.features import models_table
+    from muonlab.report.models import models_table
     from muonlab.study.config import StudyConfig, validated
     from muonlab.tasks import catalog
     from muonlab.train.models import features_of_models

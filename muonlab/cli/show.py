@@ -82,13 +82,17 @@ def show_batch(finding: Any, executed: int, out: Path, created: str, command: st
 
 
 def show_features(finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any) -> None:
-    """The finding as tables or as one JSON document with `more` on top; there is no page of it."""
+    """The page in a file, and the finding as tables or as one JSON document with `more` on top."""
+    from muonlab.report import features_page, page
+
+    _quieten()
+    page.write(out, features_page.render(finding, created=created, command=command))
     if json:
-        return print_json({**more, "runs_executed": executed, **asdict(finding)})
+        return print_json({**more, "runs_executed": executed, "report": str(out), **asdict(finding)})
     from muonlab.report.features import features_table
 
     print_parts(features_table(finding))
-    print(f"\n{executed} runs executed.")
+    _say_where(executed, out)
 
 
 def show_transfer(finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any) -> None:

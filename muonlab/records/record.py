@@ -22,7 +22,7 @@ class Record:
     """The outcome of one RunSpec.
 
     `ok` and `diverged` are results and are never run again; `failed` (a crash, not a loss) is.
-    Losses are nats per token. `train_loss[i]` belongs to step `train_steps[i]`, counted from 1.
+    Losses are nats per token, of images per image. `train_loss[i]` belongs to step `train_steps[i]`, counted from 1.
     """
 
     spec: RunSpec
@@ -33,6 +33,7 @@ class Record:
     eval_steps: tuple[int, ...] = ()  # steps at which the held-out loss was also taken, for curves only
     eval_loss: tuple[float, ...] = ()
     probes: Mapping[str, Series] = field(default_factory=dict)  # what else was measured during the run
+    grams: Mapping[str, str] = field(default_factory=dict)  # of final hidden states by layer, as `pack_gram` has them
     diverged_step: int | None = None  # first step whose loss or gradient was not finite
     last_finite_loss: float | None = None  # training loss before that
     error: str = ""  # why it failed or diverged, one line first, then a traceback if there is one

@@ -34,7 +34,7 @@ class Watch:
     curve_points: int = 0  # so many more, evenly spaced in log tokens, the last at the end of the run
     noise_cost: float = 0.0  # part of the arithmetic that may go into gradient noise, `NOISE`; 0 = not measured
     rank_cost: float = 0.0  # the same of effective ranks by layer, "rank.LAYER"
-    features: bool = False  # when the held-out loss is taken, also probe the layers, and corrupt the inputs
+    features: bool = False  # when the held-out loss is taken, also probe layers, corrupt inputs; at the end `grams`
     coordinates: frozenset[int] = frozenset()  # steps after which the coordinate check is taken, `CHANGE` and `UPDATE`
     seeds: frozenset[int] = frozenset()  # of the runs that are looked at; none = all
 
@@ -66,7 +66,7 @@ class Watch:
         asked = self.of(record.spec)
         probes = not asked.noise_cost or set(NOISE) <= set(record.probes)
         probes &= not asked.rank_cost or any(name.startswith("rank.") for name in record.probes)
-        probes &= not asked.features or CLEAN in record.probes
+        probes &= not asked.features or (CLEAN in record.probes and bool(record.grams))
         found = [series for name, series in record.probes.items() if name.startswith((CHANGE, UPDATE))]
         probes &= asked.coordinate_steps(record.spec) <= {step for series in found for step in series.steps}
         return record.outcome == "diverged" or (probes and asked.steps(record.spec) <= set(record.eval_steps))

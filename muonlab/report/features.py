@@ -1,21 +1,22 @@
 """The finding of a study of features for the terminal."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from muonlab.analyze.features import CONDITIONS, CorruptionRow, FeaturesFinding, LayerRow
+from muonlab.analyze.feature_looks import CONDITIONS
+from muonlab.analyze.features import MEASURES, FeaturesFinding, LayerRow
 from muonlab.analyze.findings import Effect
+from muonlab.analyze.likeness import Spread
+from muonlab.analyze.robustness import CorruptionRow
 from muonlab.report.layout import cell, clean, grid, interval, reasons, spaced
 from muonlab.report.tables import checks_table
 from muonlab.report.text import plural, show
 
-__all__ = ["features_table", "models_table"]
+__all__ = ["HELD", "WHERE", "features_table"]
 
-SHOWN = {"rank_effective": "effective rank", "margin_normalised": "normalised margin", "accuracy": "probe accuracy"}
 HELD = {True: "yes", False: "no", None: "open"}
 WHERE = {
     "budget": "after the same tokens",
@@ -28,13 +29,17 @@ WHERE = {
 def features_table(finding: FeaturesFinding) -> list[RenderableType]:
     """The finding, claims first: what `features` prints when the runs are done."""
     challengers = [name for name in finding.optimizers if name != finding.baseline]
-    parts: list[RenderableType] = [*reasons(finding.checks)]
+    parts: list[RenderableType] = [Text(clean(finding.verdict), style="bold"), *reasons(finding.checks)]
     for name in challengers:
         parts.append(_claims(finding, name))
     parts.append(_losses(finding))
     for name in challengers:
         parts.append(_layers(finding, name))
         parts += [_corruptions(finding, name)] if any(row.optimizer == name for row in finding.corruptions) else []
+    if finding.errors:
+        parts.append(_accuracy(finding))
+    if finding.cka:
+        parts.append(_likeness(finding))
     parts.append(checks_table(finding.checks))
     parts.append(Text(_notes(finding), style="dim"))
     return spaced(*parts)
@@ -67,10 +72,12 @@ def _layers(finding: FeaturesFinding, name: str) -> RenderableType:
     table = grid(f"Layers of {clean(name)} beside those of {clean(finding.baseline)}")
     for heading in ("layer", "measure", "where", name, finding.baseline, "difference", "d", ""):
         table.add_column(cell(heading), overflow="fold")
-    own = [row for row in finding.layers if row.optimizer == name and row.measure in SHOWN and row.at in CONDITIONS[:2]]
+    own = [
+        row for row in finding.layers if row.optimizer == name and row.measure in MEASURES and row.at in CONDITIONS[:2]
+    ]
     for layer in dict.fromkeys(row.layer for row in own):
-        for measure in SHOWN:
-            _add(table, [row for row in own if (row.layer, row.measure) == (layer, measure)], layer, SHOWN[measure])
+        for measure in MEASURES:
+            _add(table, [row for row in own if (row.layer, row.measure) == (layer, measure)], layer, MEASURES[measure])
         table.add_section()
     return table
 
@@ -102,6 +109,40 @@ def _rise(row: CorruptionRow) -> str:
     return f"{show(row.rise, 'value3')} / {show(row.baseline_rise, 'value3')}{said}"
 
 
+def _accuracy(finding: FeaturesFinding) -> RenderableType:
+    """Over all corruptions and severities, of every challenger."""
+    table = grid("Accuracy on corrupted inputs, the mean over all corruptions; error over the baseline's is ours")
+    for heading in ("optimizer", "where", "accuracy", "it loses", "difference", "error / baseline's"):
+        table.add_column(heading, overflow="fold")
+    ratios = {(one.optimizer, one.at): one for one in finding.errors}
+    for row in (row for row in finding.severities if not row.severity and row.drop_effect):
+        both = (f"{show(own, 'share')} / {show(base, 'share')}"
+                for own, base in ((row.accuracy, row.baseline_accuracy), (row.drop, row.baseline_drop)))  # fmt: skip
+        one, ratio = row.drop_effect, ratios[row.optimizer, row.at]
+        ends = interval(*(None if end is None else 1 + end for end in (ratio.effect.low, ratio.effect.high)))
+        table.add_row(
+            cell(row.optimizer), WHERE[row.at], *both,
+            cell(f"{show(one.difference, 'points')}\n{interval(one.low, one.high, 'points')}\n{one.judgement}"),
+            cell(f"{show(ratio.ratio, 'ratio')}\n{ends}\n{ratio.effect.judgement}"),
+        )  # fmt: skip
+    return table
+
+
+def _likeness(finding: FeaturesFinding) -> RenderableType:
+    base = clean(finding.baseline)
+    table = grid(f"Likeness (CKA) of final layers to those of {base}, and of those of two seeds of one")
+    for heading in ("optimizer", "layer", "same seed", "other seeds", "two seeds of it", f"two of {base}"):
+        table.add_column(cell(heading), overflow="fold")
+    for row in (row for row in finding.cka if row.at == "budget"):
+        spreads = (row.same_seed, row.other_seeds, row.own_seeds, row.baseline_seeds)
+        table.add_row(cell(row.optimizer), cell(row.layer), *map(_spread, spreads))
+    return table
+
+
+def _spread(one: Spread) -> Text:
+    return cell(f"{show(one.mean, 'bare')}\n{interval(one.least, one.greatest, neither='none')}")
+
+
 def _effect(one: Effect) -> tuple[Text, str, str]:
     ends = interval(one.low, one.high, "signed3", neither="no interval")
     size = "-" if one.size is None else f"{one.size:+.1f}"
@@ -123,35 +164,3 @@ def _notes(finding: FeaturesFinding) -> str:
         f"{plural(finding.num_runs, 'run')} in this study, {finding.num_failed:,} failed, "
         f"{show(finding.total_tokens, 'tokens')} tokens in all."
     )
-
-
-def models_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[RenderableType]:
-    """Layers, likeness and corruptions of people's own models."""
-    columns = {"rank_effective": "effective\nrank", "rank_stable": "stable\nrank", "accuracy": "probe\naccuracy",
-               "margin": "margin", "margin_normalised": "normalised\nmargin"}  # fmt: skip
-    like = {(row["checkpoint"], row["layer"]): row["cka"] for row in found["cka"]}
-    table = grid("Layers on one held-out sample; likeness is CKA to the first checkpoint")
-    for heading in ("checkpoint", "layer", *columns.values(), "likeness"):
-        table.add_column(heading, overflow="fold")
-    last = None
-    for row in found["layers"]:
-        name = row["checkpoint"]
-        values = (show(row.get(column), "value3") for column in columns)
-        table.add_row(cell("" if name == last else name), cell(row["layer"]), *values,
-                      show(like.get((name, row["layer"])), "value3"))  # fmt: skip
-        last = name
-    return spaced(table, *[_corrupted(found["corruptions"])])
-
-
-def _corrupted(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    table = grid("Loss of clean inputs, and its rise on corrupted ones, nats by severity")
-    severities = sorted({row["severity"] for row in rows if row["severity"]})
-    for heading in ("checkpoint", "inputs", "loss", *map(str, severities)):
-        table.add_column(heading, overflow="fold")
-    for name in dict.fromkeys(row["checkpoint"] for row in rows):
-        own = [row for row in rows if row["checkpoint"] == name]
-        table.add_row(cell(name), "clean", show(own[0]["loss"], "loss"), *("" for _ in severities))
-        for kind in dict.fromkeys(row["corruption"] for row in own[1:]):
-            rises = {row["severity"]: row["rise"] for row in own if row["corruption"] == kind}
-            table.add_row("", cell(kind), "", *(show(rises.get(s), "signed3") for s in severities))
-    return table

@@ -48,7 +48,7 @@ def _paint_read_off(figure: "Figure", finding: Comparison, look: Mapping[str, Lo
         _paint_arrow(axes, finding, name, speedup, look[name], labelled=len(finding.speedup) == 1)
     _name_series(axes, finding, look)
     _token_axis(axes, sorted(set(tokens)), "training horizon, tokens (log scale)")
-    axes.set_ylabel("final held-out loss, nats per token")
+    axes.set_ylabel("final held-out loss, nats")
 
 
 def _paint_law(axes: "Axes", finding: Comparison, look: Mapping[str, Look], drawn: tuple[float, float]) -> None:
@@ -194,7 +194,7 @@ def _paint_curves(
     _end_labels(axes, ends, look)
     axes.xaxis.set_major_formatter(lambda value, _: show(value, "tokens"))
     axes.set_xlabel(f"tokens of the run (all runs: horizon {show(finding.horizon_tokens, 'tokens')})")
-    axes.set_ylabel("training loss, smoothed, nats per token")
+    axes.set_ylabel("training loss, smoothed, nats")
 
 
 def _edges(groups: Mapping[str, Sequence[Curve]], horizon_tokens: int) -> Any:
@@ -293,4 +293,4 @@ def _paint_seeds(figure: "Figure", rows: Mapping[str, LossesAt | None], look: Ma
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("final held-out loss, nats per token (mark: a seed, bar: mean, shade: 95 % interval)")
+    axes.set_xlabel("final held-out loss, nats (mark: a seed, bar: mean, shade: 95 % interval)")

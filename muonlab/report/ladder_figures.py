@@ -60,7 +60,7 @@ def _scaling(
         labels = [f"{show(n, 'tokens')}\n{ratio:g}×" for n, ratio in tokens]
         set_ticks(axes.xaxis, [n for n, _ in tokens], labels, pixels[0] / 55)
         axes.set_xlabel("tokens, and their ratio")
-        axes.set_ylabel("final loss, nats per token")
+        axes.set_ylabel("final loss, nats")
         axes.set_title(_titled(finding, size), loc="left", fontweight="bold", color=INK)
 
     return draw(f"scaling {size}", pixels, alt, paint)

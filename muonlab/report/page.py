@@ -24,7 +24,11 @@ __all__ = ["document", "render", "write"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_TILES = 3  # challengers; more of them stand in the table only
-TYPOGRAPHY = {"ratio": ("x", "×"), "difference": ("-", "−"), "correlation": ("-", "−"), "seconds": ("us", "µs")}
+MINUS = ("-", "−")
+TYPOGRAPHY = {
+    "ratio": ("x", "×"), "difference": MINUS, "points": MINUS, "signed3": MINUS, "correlation": MINUS,
+    "seconds": ("us", "µs"),
+}  # fmt: skip
 
 
 def render(

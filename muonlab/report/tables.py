@@ -133,7 +133,7 @@ def _paired(finding: Comparison) -> Table:
 
 
 def _horizons(finding: Comparison) -> Table:
-    table = grid("Final held-out losses, nats per token")
+    table = grid("Final held-out losses, nats")
     for heading in ("optimizer", "horizon", "mean", "95 % interval", "each seed"):
         table.add_column(heading, overflow="fold", ratio=1 if heading == "each seed" else None)
     for name, optimizer in finding.optimizers.items():

@@ -100,6 +100,8 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "difference": lambda value: f"{value:+.4f}",
     "loss": lambda value: f"{value:.4f}",
     "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
+    "percent": lambda value: f"{100 * value:.3g}%",
+    "points": lambda value: f"{value:+.1%}",  # a difference of shares
     "ratio": lambda value: f"{_bare(value)}x",
     "rate": _rate,  # bytes per second
     "seconds": _seconds,

@@ -1,12 +1,10 @@
-"""What hidden states are like: by layer, on a fixed held-out sample; and what a model loses on corrupted inputs.
+"""What hidden states are like: by layer, on a fixed held-out sample.
 
 All definitions are ours: those of the papers that speak of the same things are not known to us, or differ.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,18 +18,14 @@ from muonlab.tasks.base import Task
 from muonlab.train.batches import to_device
 
 __all__ = [
-    "FeatureProbe", "Probed", "RankProbe", "Sample", "corrupted_losses", "fit_probe", "hidden_states", "layers_of",
+    "Probed", "Sample", "classes_of", "evaluating", "fit_probe", "fit_probe_is_possible", "hidden_states", "layers_of",
     "measured_layers", "sample_of",
 ]  # fmt: skip
 
 SAMPLES = 512  # labels of a sample, at most
-CORRUPTED_SAMPLES = 128  # inputs that are corrupted, in every way, at least
-RANK_SAMPLES = 128  # for ranks during training
 L2 = 1e-2  # of a probe: beside its mean loss stands L2 / 2 |W|^2
 LOW = 5  # percentile of the margins
-SEVERITIES = (1, 2, 3, 4, 5)
 IGNORED = -1  # a label of what is not looked at
-SVD_FLOPS = 40  # of n d min(n, d): what a thread could do by matrix products while LAPACK takes the singular values
 
 Array = NDArray[np.float64]
 States = Mapping[str, Array]  # layer -> (rows, features)
@@ -61,13 +55,20 @@ def sample_of(task: Task, count: int = SAMPLES) -> Sample:
         if not isinstance(pair[0], Tensor) or not (pair[1] is None or isinstance(pair[1], Tensor)):
             raise UsageError(f"{type(task).__name__} needs a method labelled(count) that gives (inputs, labels)")
         inputs.append(pair[0])
-        labels.append(pair[1])
+        labels.append(classes_of(batch))
         if sum(map(len, inputs)) >= count:
             break
     if not inputs:
         raise UsageError("the task has no held-out data: evaluation() yielded nothing")
-    known = labels[0] is not None and labels[0].ndim == 1 and not labels[0].is_floating_point()
-    return Sample(torch.cat(inputs)[:count], torch.cat(labels)[:count] if known else None)
+    known = [classes for classes in labels if classes is not None]
+    return Sample(torch.cat(inputs)[:count], torch.cat(known)[:count] if len(known) == len(labels) else None)
+
+
+def classes_of(batch: Any) -> Tensor | None:
+    """Those of a batch of (inputs, classes), whole numbers (samples,); None of any other batch."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+        return None
+    return batch[1] if batch[1].ndim == 1 and not batch[1].is_floating_point() else None
 
 
 def layers_of(model: nn.Module, names: Sequence[str] = ()) -> dict[str, nn.Module]:
@@ -119,7 +120,7 @@ def hidden_states(model: nn.Module, sample: Sample, names: Sequence[str] = ()) -
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
     try:
-        with _evaluating(model) as device:
+        with evaluating(model) as device:
             model(to_device(sample.inputs, device))
     finally:
         for hook in hooks:
@@ -128,7 +129,7 @@ def hidden_states(model: nn.Module, sample: Sample, names: Sequence[str] = ()) -
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[torch.device]:
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
     training = model.training
     model.eval()
     try:
@@ -211,89 +212,8 @@ def measured_layers(states: States, labels: Tensor | None) -> dict[str, dict[str
     return found
 
 
-class _Corrupted(nn.Module):
-    """The model on inputs that are corrupted on the way; targets are as they were."""
-
-    def __init__(self, model: nn.Module, corrupt: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.model, self.corrupt = model, corrupt
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(self.corrupt(inputs))
-
-
-def corrupted_losses(task: Task, model: nn.Module, count: int = CORRUPTED_SAMPLES) -> dict[tuple[str, int], float]:
-    """Mean loss on the first held-out batches, by corruption and severity; ("clean", 0) is that without any.
-
-    Corruptions are the task's: `corruptions` maps a name to a function of inputs, severity and seed.
-    """
-    batches, seen = [], 0
-    for batch, weight in task.evaluation():
-        batches.append((batch, weight))
-        seen += weight
-        if seen >= count * task.tokens_per_sample:
-            break
-    kinds: Mapping[str, Any] = getattr(task, "corruptions", {})
-
-    def mean_loss(one: nn.Module) -> float:
-        losses = [float(task.loss(one, to_device(batch, device))) * weight for batch, weight in batches]
-        return sum(losses) / sum(weight for _, weight in batches)
-
-    with _evaluating(model) as device:
-        found = {("clean", 0): mean_loss(model)}
-        for name, corrupt in kinds.items():
-            for severity in SEVERITIES:
-                one = _Corrupted(model, lambda x, f=corrupt, s=severity: f(x, s, 0)).eval()
-                found[name, severity] = mean_loss(one)
-    return found
-
-
-@dataclass
-class FeatureProbe:
-    """Everything that a study of features takes of a model at some steps of its run, by name."""
-
-    task: Task
-    model: nn.Module
-    sample: Sample = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.sample = sample_of(self.task)
-        layers_of(self.model)
-        fit_probe_is_possible(self.sample.labels)
-
-    def measure(self) -> dict[str, float]:
-        """features.LAYER.MEASURE and corrupted.NAME.SEVERITY."""
-        found = {
-            f"features.{layer}.{name}": value
-            for layer, values in measured_layers(hidden_states(self.model, self.sample), self.sample.labels).items()
-            for name, value in values.items()
-        }
-        losses = corrupted_losses(self.task, self.model)
-        return found | {f"corrupted.{name}.{severity}": loss for (name, severity), loss in losses.items()}
-
-
 def fit_probe_is_possible(labels: Tensor | None) -> None:
     """Raises   UsageError as `fit_probe` does, whatever the hidden states will be"""
     if labels is not None:
         y = labels[labels != IGNORED].numpy()
         fit_probe(np.random.default_rng(0).standard_normal((len(y), 2)), y)
-
-
-class RankProbe:
-    """Effective ranks by layer during a run, at so few steps that they cost about `cost` of its time."""
-
-    def __init__(self, task: Task, model: nn.Module, batch_tokens: int, flops_per_token: float, cost: float) -> None:
-        self.model, self.sample = model, sample_of(task, RANK_SAMPLES)
-        states = hidden_states(model, self.sample)
-        self.names = tuple(f"rank.{layer}" for layer in states)
-        tokens = len(self.sample.inputs) * task.tokens_per_sample
-        spectra = sum(SVD_FLOPS * math.prod(x.shape) * min(x.shape) for x in states.values())
-        self.every = math.ceil((tokens * flops_per_token / 3 + spectra) / (flops_per_token * batch_tokens * cost))
-
-    def is_due(self, step: int) -> bool:
-        return step % self.every == 0
-
-    def measure(self) -> dict[str, float]:
-        """rank.LAYER; of a layer that has collapsed, nothing."""
-        found = measured_layers(hidden_states(self.model, self.sample), None)
-        return {f"rank.{layer}": values["rank_effective"] for layer, values in found.items() if values}

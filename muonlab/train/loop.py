@@ -227,6 +227,12 @@ class _Run:
         with self._weights(), self._autocast():
             self.probes.note(self.step, measure())
 
+    def _grams(self) -> dict[str, str]:
+        if self.watched.features is None:
+            return {}
+        with self._weights(), self._autocast():
+            return self.watched.features.grams()
+
     def _weights(self) -> Any:
         return self.average.in_place() if self.average and self.step else nullcontext()
 
@@ -266,6 +272,7 @@ class _Run:
             eval_steps=tuple(step for step, _ in self.eval_curve),
             eval_loss=tuple(loss for _, loss in self.eval_curve),
             probes=self.probes.series(),
+            grams={} if diverged else self._grams(),
             diverged_step=self.diverged_step,
             last_finite_loss=self.losses[-1] if diverged and self.losses else None,
             error=self.reason,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from muonlab.errors import UsageError
 from muonlab.representations import linear_cka
 from muonlab.tasks.base import Task
-from muonlab.train.features import corrupted_losses, fit_probe_is_possible, hidden_states, measured_layers, sample_of
+from muonlab.train.corrupted import scores_under_corruption
+from muonlab.train.features import fit_probe_is_possible, hidden_states, measured_layers, sample_of
 
 __all__ = ["features_of_models", "load_weights"]
 
@@ -34,13 +35,10 @@ def features_of_models(task: Task, checkpoints: Sequence[Path], layers: Sequence
         states, name = hidden_states(model, sample, layers), str(path)
         for layer, values in measured_layers(states, sample.labels).items():
             found["layers"].append({"checkpoint": name, "layer": layer, **values})
-        losses = corrupted_losses(task, model)
-        clean = losses.pop(("clean", 0))
-        found["corruptions"].append(
-            {"checkpoint": name, "corruption": "clean", "severity": 0, "loss": clean, "rise": 0.0}
-        )
-        for (kind, severity), loss in losses.items():
-            row = {"corruption": kind, "severity": severity, "loss": loss, "rise": loss - clean}
+        scores = scores_under_corruption(task, model)
+        clean = scores["clean", 0].loss
+        for (kind, severity), score in scores.items():
+            row = {"corruption": kind, "severity": severity, **score._asdict(), "rise": score.loss - clean}
             found["corruptions"].append({"checkpoint": name, **row})
         for layer in first:
             found["cka"].append({"checkpoint": name, "layer": layer, "cka": _likeness(first[layer], states[layer])})

@@ -10,7 +10,7 @@ from muonlab.tasks import catalog as tasks
 from muonlab.tasks.base import Task
 from muonlab.train.batches import samples_of
 from muonlab.train.checkpoint import restore_rng, rng_state
-from muonlab.train.features import FeatureProbe, RankProbe
+from muonlab.train.feature_probes import FeatureProbe, RankProbe
 from muonlab.train.noise import NoiseProbe
 from muonlab.train.probes import Probes
 from muonlab.train.ranks import Alone

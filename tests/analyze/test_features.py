@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from muonlab.analyze.features import CLEAN, analyze, look_of
+from muonlab.analyze.feature_looks import look_of
+from muonlab.analyze.features import analyze
 from muonlab.analyze.findings import Effect
 from muonlab.analyze.significance import effect, judge_effects
 from muonlab.records import Record, RunSpec
 from muonlab.records.evidence import Arm, Cell, Tuning
 from muonlab.records.features import FeaturesEvidence
-from muonlab.records.watch import Series
+from muonlab.records.watch import CLEAN, Series
 
 STEPS = (10, 20, 40, 80)
 SEEDS = (0, 1, 2)

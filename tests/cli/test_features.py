@@ -19,6 +19,8 @@ def test_a_small_study_from_runs_to_report(program, tiny) -> None:
     arguments = ["features", "text", "--data", "text.txt", "--config", "features.toml", *tiny, "--workers", "2"]
     price = program(*arguments, "--dry-run", "--json").json
     first = program(*arguments, "--json").json
+    assert '<table class="checks">' in (program.folder / first["report"]).read_text()
+    assert {row["layer"] for row in first["cka"]} == {"blocks.0"} and not first["errors"] and first["verdict"]
     assert price["runs"]["least"] <= first["runs_executed"] <= price["runs"]["most"]
     assert {row["layer"] for row in first["layers"]} == {"blocks.0"}
     assert first["baseline"] == "adamw" and {claim["optimizer"] for claim in first["claims"]} == {"muon"}

@@ -41,7 +41,7 @@ def test_bounds_are_drawn_as_bounds(finding):
 
 def test_curves_are_thinned_and_labelled(finding):
     drawing = figures.training_curves(finding)
-    assert "training loss, smoothed, nats per token" in texts(drawing.svg)
+    assert "training loss, smoothed, nats" in texts(drawing.svg)
     longest = max(len(re.findall(r"[ML] ", path)) for path in re.findall(r'<path d="([^"]*)"', drawing.svg))
     assert longest <= 2 * figures.NUM_POINTS + 4
     assert "Only final held-out losses are compared" in drawing.alt

@@ -181,8 +181,8 @@ def test_same_finding_same_bytes(finding):
     first, other = page_of(make_finding), page.render(finding, created="2030-01-01")
     assert rendered(finding) == first
     assert [a for a, b in zip(first.splitlines(), other.splitlines(), strict=True) if a != b] == [
-        f"  <p>Made by muonlab on <time>{CREATED}</time>. Losses are nats per token on held-out data; – means "
-        "undefined.</p>"
+        f"  <p>Made by muonlab on <time>{CREATED}</time>. Losses are nats on held-out data, per token or per "
+        "image; – means undefined.</p>"
     ]
 
 

@@ -1,5 +1,7 @@
 """Hidden states by layer, probes on them, and what of it a run takes down."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,10 @@ from torch import nn
 from muonlab.errors import UsageError
 from muonlab.records.watch import CLEAN, Watch
 from muonlab.tasks.text import Text
+from muonlab.train.corrupted import scores_under_corruption
+from muonlab.train.feature_probes import RankProbe
 from muonlab.train.features import (
-    RankProbe,
     Sample,
-    corrupted_losses,
     fit_probe,
     hidden_states,
     layers_of,
@@ -154,11 +156,27 @@ def test_a_corruption_changes_inputs_alone_and_what_is_clean_is_the_loss():
             parameter.zero_()
         model[0].weight[0, 0] = model[2][0].weight[0, 0] = 2.0
         model[3].weight[:, 0] = torch.tensor([-2.0, 2.0])
-    found = corrupted_losses(task, model, 100)
-    clean = float(task.loss(model, next(iter(task.evaluation()))[0]))
-    assert found["clean", 0] == pytest.approx(clean)
-    rising = [found["shifted", severity] for severity in (1, 2, 3, 4, 5)]
+    found = scores_under_corruption(task, model, 100)
+    clean = float(task.loss(model, next(iter(task.evaluation()))[0]).detach())
+    assert found["clean", 0].loss == pytest.approx(clean) and found["clean", 0].accuracy == 1.0
+    rising = [found["shifted", severity].loss for severity in (1, 2, 3, 4, 5)]
     assert clean < rising[0] < rising[-1] and len(found) == 6
+    x, classes = task.batch(7, 0, 100)  # shifted by 5 all are called the second class, where it is not further away
+    assert found["shifted", 5].accuracy == pytest.approx(float(((x[:, 0] + 5 > 0).long() == classes).double().mean()))
+
+
+def test_accuracy_is_of_inputs_with_a_class_each():
+    class Pairs(Classifier):
+        def loss(self, model, batch):
+            return (model(batch[0])[:, 0] - batch[1]).square().mean()
+
+        def evaluation(self):
+            for (x, y), weight in super().evaluation():
+                yield (x, y.float()), weight
+
+    task = Pairs()
+    found = scores_under_corruption(task, task.build())
+    assert all(score.accuracy is None and np.isfinite(score.loss) for score in found.values())
 
 
 @pytest.fixture
@@ -175,11 +193,14 @@ def test_watching_changes_nothing_and_takes_everything_down(make_text):
     assert watched.probes["features.blocks.0.rank_effective"].steps == steps == watched.probes[CLEAN].steps
     assert len(watched.probes["rank.blocks.0"].values) > 0
     assert WATCH.seen_in(watched) and not WATCH.seen_in(plain)
+    assert not plain.grams and set(watched.grams) == {"blocks.0"}
+    assert not WATCH.seen_in(replace(watched, grams={}))  # a record from before there were any
 
 
 def test_a_classifier_of_ones_own_needs_no_method(classified):
     found = train(classified, watch=WATCH).probes
     assert found["corrupted.shifted.5"].values[-1] > found[CLEAN].values[-1]
+    assert found["accuracy.shifted.5"].values[-1] < found["accuracy.clean.0"].values[-1]
     assert 0 <= found["features.2.accuracy"].values[-1] <= 1
 
 

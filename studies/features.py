@@ -1,0 +1,284 @@
+"""The studies of studies/features_*.toml: keep their results, and write docs/features_results_*.md from those.
+
+muonlab features digits --config studies/features_digits.toml --store features.db
+muonlab features text --config studies/features_text.toml --store features.db
+muonlab features fashion-mnist --data FILE.npz --config studies/features_fashion.toml --store features.db
+python studies/features.py --store features.db     # the latest study of each task, kept in studies/features_*.json.gz
+python studies/features.py --store features.db --study 1a2b3c   # that one alone, by the first digits of its key
+python studies/features.py                         # writes the pages again, from the files alone
+"""
+
+import argparse
+import gzip
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from writing import interval, table
+
+from muonlab.analyze.feature_looks import CONDITIONS
+from muonlab.analyze.features import MEASURES, FeaturesFinding
+from muonlab.analyze.findings import Effect
+from muonlab.analyze.likeness import Spread
+from muonlab.records import Record
+from muonlab.records.features import FeaturesEvidence
+from muonlab.records.record import json_text
+from muonlab.records.store import Store
+from muonlab.records.watch import Series
+from muonlab.report import features_figures
+from muonlab.report.canvas import Drawing, looks_of
+from muonlab.report.features import HELD, WHERE
+from muonlab.report.text import show
+from muonlab.study.fairness import conclude_features
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+STUDIES = {  # of a file -> task, and what the page says it is
+    "digits": ("digits", "a small vision transformer on 8 x 8 digits"),
+    "text": ("text", "a small decoder on the sources of Python's standard library"),
+    "fashion": ("fashion-mnist", "a small convolutional network on Fashion-MNIST"),
+}
+GAP, COLUMNS = 12.0, 2  # pixels between panels of a figure, and how many stand side by side
+SPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+DIGITS = 6  # of what is measured, as kept
+
+
+def results_of(name: str) -> Path:
+    return HERE / f"features_{name}.json.gz"
+
+
+def keep(url: str, keys: Sequence[str] = ()) -> None:
+    """Studies of a store with their records: those of these keys, or the latest of each task."""
+    with Store(url, read_only=True) as store:
+        if not keys:
+            latest = {row.name: row.key for row in reversed(store.studies()) if row.kind == "features"}
+            keys = [latest[task] for task, _ in STUDIES.values() if task in latest]
+        for saved in map(store.study, keys):
+            name = next((name for name, (task, _) in STUDIES.items() if task == saved.name), None)
+            if saved.kind != "features" or name is None:
+                raise SystemExit(f"{saved.key[:12]} is a {saved.kind} of {saved.name}, of which there is no page")
+            evidence = FeaturesEvidence.from_dict(saved.result)
+            records = store.get(evidence.record_keys()).values()
+            kept = [lean(record, record.spec.seed in evidence.final_seeds).to_dict() for record in records]
+            values = {"created": saved.created, "evidence": evidence.to_dict(), "records": kept}
+            results_of(name).write_bytes(gzip.compress(json_text(values).encode(), mtime=0))
+
+
+def lean(record: Record, final: bool) -> Record:
+    """Without curves of training; of tuning runs the final loss alone."""
+    bare = replace(record, train_steps=(), train_loss=())
+    if not final:
+        return replace(bare, eval_steps=(), eval_loss=(), probes={}, grams={})
+    probes = {name: Series(one.steps, tuple(float(f"{v:.{DIGITS}g}") for v in one.values))
+              for name, one in record.probes.items()}  # fmt: skip
+    return replace(bare, probes=probes)
+
+
+def kept(name: str) -> tuple[FeaturesFinding, dict[str, Record], str]:
+    """The finding of a study that was kept, its records, and when it was made."""
+    study = json.loads(gzip.decompress(results_of(name).read_bytes()))
+    records = {record.key: record for record in map(Record.from_dict, study["records"])}
+    finding = conclude_features(FeaturesEvidence.from_dict(study["evidence"]), records)
+    return finding, records, study["created"]
+
+
+def figures(finding: FeaturesFinding) -> dict[str, tuple[str, list[Drawing]]]:
+    """By name: what it shows, and its panels."""
+    look = looks_of(finding.optimizers, finding.baseline)
+    bars = "bars are 95 % intervals of the paired difference, drawn from the baseline's mean on; filled: resolved"
+    found = {
+        "rise": (f"Rise of the loss over all corruptions; {bars}", features_figures.robustness(finding, look, "rise")),
+        "accuracy": (f"Accuracy over all corruptions; {bars}", features_figures.robustness(finding, look, "accuracy")),
+        "rank": (f"Effective rank by layer; {bars}", features_figures.layers(finding, look, "rank_effective")),
+        "margin": (f"Normalised margin by layer; {bars}", features_figures.layers(finding, look, "margin_normalised")),
+        "cka": (
+            "CKA by layer: to the baseline at the same seed (filled) and at others (hollow), and of two seeds of one "
+            "optimizer (crosses); bars from the least to the greatest",
+            features_figures.likeness(finding, look),
+        ),
+    }
+    return {name: (text, drawings) for name, (text, drawings) in found.items() if drawings}
+
+
+def svg_of(drawings: Sequence[Drawing]) -> str:
+    """Panels side by side in one file."""
+    width, height = (float(x) for x in re.search(r'width="([\d.]+)" height="([\d.]+)"', drawings[0].svg).groups())
+    parts = []
+    for i, one in enumerate(drawings):
+        x, y = i % COLUMNS * (width + GAP), i // COLUMNS * (height + GAP)
+        parts.append(one.svg.replace("<svg ", f'<svg x="{x:g}" y="{y:g}" ', 1))
+    across = min(COLUMNS, len(drawings)) * (width + GAP) - GAP
+    down = -(-len(drawings) // COLUMNS) * (height + GAP) - GAP
+    size = f'viewBox="0 0 {across:g} {down:g}" width="{across:g}" height="{down:g}"'
+    body = "\n".join(parts)
+    return f'<svg {SPACES} {size} font-family="sans-serif" style="background:#fff">\n{body}\n</svg>\n'
+
+
+def page(name: str, finding: FeaturesFinding, records: dict[str, Record], created: str) -> str:
+    run, environment = next(iter(records.values())), finding.environment
+    minutes = sum(record.wall_seconds for record in records.values()) / 60
+    drawn = {what: [f"![{text.partition(';')[0]}](features_results_{name}_{what}.svg)", "", f"{text}.", ""]
+             for what, (text, _) in figures(finding).items()}  # fmt: skip
+    lines = [
+        f"# Features: {STUDIES[name][1]}",
+        "",
+        f"Written by `python studies/features.py` from `studies/features_{name}.json.gz`, which holds every run;",
+        "`make features` makes the runs again. What the words mean is in [features](features.md): all definitions are",
+        "ours, so this neither reproduces nor refutes a paper.",
+        "",
+        f"**{finding.verdict}**",
+        "",
+        f"`studies/features_{name}.toml`: {finding.num_runs} runs, {show(finding.total_tokens, 'tokens')} tokens, "
+        f"{minutes:.0f} minutes of wall time over all workers, {created[:10]}, "
+        f"{environment.get('cpu', environment.get('machine'))}, torch {run.spec.torch}, {run.spec.precision}. "
+        f"Final runs on seeds {', '.join(map(str, finding.final_seeds))}, {show(finding.horizon_tokens, 'tokens')} "
+        f"{'tokens' if finding.task == 'text' else 'images'} each.",
+        "",
+        "## Claims",
+        "",
+        *claims(finding),
+        *(f"* At the same loss {name} is looked at against {finding.baseline} after: {shares(by)}."
+          for name, by in finding.fractions.items()),
+        "",
+        "## Losses and settings",
+        "",
+        *losses(finding),
+    ]  # fmt: skip
+    if finding.severities:
+        lines += ["## Under corruption", "", *drawn["rise"], *drawn.get("accuracy", ()), *robustness(finding)]
+    lines += ["## Layers", "", *drawn.get("rank", ()), *drawn.get("margin", ()), *layers(finding)]
+    if finding.cka:
+        lines += ["## Likeness", "", *drawn["cka"], *likeness(finding)]
+    if finding.transfer:
+        lines += [f"## Transfer to {finding.transfer[0].task}", "", *transfer(finding)]
+    checks = ((c.name, "ok" if c.ok else "**broken**", c.detail) for c in finding.checks)
+    return "\n".join([*lines, "## Checks", "", *table(("rule", "", "found"), checks)])
+
+
+def claims(finding: FeaturesFinding) -> list[str]:
+    """A row for each challenger and claim, a column for each condition."""
+    found = {(claim.optimizer, claim.claim, claim.at): claim for claim in finding.claims}
+    body = []
+    for name, text in dict.fromkeys((claim.optimizer, claim.claim) for claim in finding.claims):
+        own = [found.get((name, text, at)) for at in CONDITIONS]
+        body.append((name, text, *("-" if one is None else f"**{HELD[one.held]}**: {one.detail}" for one in own)))
+    return table(("", "claim", *(WHERE[at] for at in CONDITIONS)), body)
+
+
+def shares(by: dict[str, float | None]) -> str:
+    return ", ".join(f"{show(share, 'share')} of the run of {who}" for who, share in by.items())
+
+
+def losses(finding: FeaturesFinding) -> list[str]:
+    body = []
+    for name in finding.optimizers:
+        for decay, by, chosen in (
+            ("as tuned", finding.losses, finding.hyperparameters),
+            ("none", finding.control_losses, finding.control_hyperparameters),
+        ):
+            settings = ", ".join(f"{key} {show(value, 'value')}" for key, value in chosen[name].items())
+            body.append((name, decay, " ".join(show(loss, "loss") for loss in by[name]), settings))
+    return table(("optimizer", "decay", "final held-out losses, nats", "settings"), body)
+
+
+def robustness(finding: FeaturesFinding) -> list[str]:
+    """Over all corruptions in every condition; then by corruption at the same loss."""
+    ratios = {(one.optimizer, one.at): one for one in finding.errors}
+    body = []
+    for row in (row for row in finding.severities if not row.severity):
+        cells = [row.optimizer, WHERE[row.at], f"{pair(row.rise, row.baseline_rise, 'value3')}", difference(row.effect)]
+        if row.drop_effect:
+            one = ratios[row.optimizer, row.at]
+            cells += [pair(row.accuracy, row.baseline_accuracy, "share"), pair(row.drop, row.baseline_drop, "share")]
+            cells += [difference(row.drop_effect, ".1%"), f"{show(one.ratio, 'ratio')}, {one.effect.judgement}"]
+        body.append(cells)
+    heads = ["", "where", f"rise, it / {finding.baseline}", "difference"]
+    if finding.errors:
+        heads += ["accuracy", "of it lost", "difference", "error / baseline's"]
+    lines = ["Over all corruptions and severities:", "", *table(heads, body)]
+    lines += ["Rise of the loss at the same held-out loss, by severity:", "", *by_corruption(finding, "rise", "value3")]
+    if finding.errors:
+        lines += ["Accuracy there:", "", *by_corruption(finding, "accuracy", "share")]
+    return lines
+
+
+def by_corruption(finding: FeaturesFinding, quantity: str, kind: str) -> list[str]:
+    rows = [row for row in finding.corruptions if row.at == "loss"]
+    severities = sorted({row.severity for row in rows})
+    found = {(row.optimizer, row.corruption, row.severity): row for row in rows}
+    body = []
+    for name, corruption in dict.fromkeys((row.optimizer, row.corruption) for row in rows):
+        own = (found[name, corruption, severity] for severity in severities)
+        cells = (pair(getattr(row, quantity), getattr(row, f"baseline_{quantity}"), kind) for row in own)
+        body.append((name, corruption, *cells))
+    return table(("", "corruption", *map(str, severities)), body)
+
+
+def layers(finding: FeaturesFinding) -> list[str]:
+    shown = (row for row in finding.layers if row.at in CONDITIONS[:2] and row.measure in MEASURES)
+    body = (
+        (row.optimizer, row.layer, MEASURES[row.measure], WHERE[row.at],
+         pair(row.value, row.baseline_value, "value3"), difference(row.effect, ".3g"))
+        for row in sorted(shown, key=lambda row: finding.optimizers.index(row.optimizer))
+    )  # fmt: skip
+    return table(("", "layer", "measure", "where", f"it / {finding.baseline}", "difference"), body)
+
+
+def likeness(finding: FeaturesFinding) -> list[str]:
+    body = (
+        (row.optimizer, row.layer, "as tuned" if row.at == "budget" else "none",
+         *map(spread, (row.same_seed, row.other_seeds, row.own_seeds, row.baseline_seeds)))
+        for row in finding.cka
+    )  # fmt: skip
+    heads = ("", "layer", "decay", "same seed", "other seeds", "two seeds of it", f"two of {finding.baseline}")
+    return table(heads, body)
+
+
+def transfer(finding: FeaturesFinding) -> list[str]:
+    body = (
+        (row.finetuning, row.pretraining, show(row.loss, "loss"), show(row.accuracy, "share"), row.num_seeds,
+         "baseline" if row.effect is None else difference(row.effect))
+        for row in finding.transfer
+    )  # fmt: skip
+    heads = ("by", "pretrained with", "held-out loss", "accuracy", "seeds", f"less that of {finding.baseline}")
+    return table(heads, body)
+
+
+def spread(one: Spread) -> str:
+    return f"{show(one.mean, 'bare')} {interval(one.least, one.greatest)}"
+
+
+def pair(value: float | None, baseline: float | None, kind: str) -> str:
+    return f"{show(value, kind)} / {show(baseline, kind)}"
+
+
+def difference(one: Effect, kind: str = ".4f") -> str:
+    if one.difference is None or one.low is None:
+        return f"{one.num_pairs} pairs: no test"
+    return f"{format(one.difference, '+' + kind)} {interval(one.low, one.high, '+' + kind)} {one.judgement}"
+
+
+def write(names: Iterable[str]) -> None:
+    for name in names:
+        finding, records, created = kept(name)
+        (DOCS / f"features_results_{name}.md").write_text(page(name, finding, records, created))
+        for what, (_, drawings) in figures(finding).items():
+            (DOCS / f"features_results_{name}_{what}.svg").write_text(svg_of(drawings))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", help="take studies of this store")
+    parser.add_argument("--study", action="append", default=[], metavar="KEY", help="of the store; repeatable")
+    asked = parser.parse_args()
+    if asked.study and not asked.store:
+        parser.error("--study names a study of a store: say which with --store")
+    if asked.store:
+        keep(asked.store, asked.study)
+    write(name for name in STUDIES if results_of(name).exists())
+
+
+if __name__ == "__main__":
+    main()

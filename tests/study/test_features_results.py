@@ -1,0 +1,78 @@
+"""The script that publishes studies of features: what it keeps of a store, and its pages."""
+
+import importlib
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from feature_world import World
+
+from muonlab.cli.arguments import values
+from muonlab.records.store import Store
+from muonlab.study.config import FeaturesConfig, validated
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+@pytest.fixture
+def script(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(STUDIES)
+        module = importlib.import_module("features")
+        patch.setattr(module, "HERE", tmp_path)
+        patch.setattr(module, "DOCS", tmp_path)
+        yield module
+
+
+@pytest.fixture
+def url(tmp_path):
+    world = World()
+    evidence = world.study()
+    with Store(tmp_path / "features.db") as store:
+        for record in world.records.values():
+            store.put(record)
+        store.save_study("ab" * 32, "features", "digits", {}, evidence.to_dict())
+        store.save_study("cd" * 32, "batch", "digits", {}, {})
+    return tmp_path / "features.db"
+
+
+def test_what_was_kept_gives_the_same_finding(script, url) -> None:
+    from muonlab.study.fairness import conclude_features
+
+    script.keep(str(url))
+    world = World()
+    whole, (kept, records, _) = conclude_features(world.study(), world.records), script.kept("digits")
+    assert kept.cka == whole.cka and kept.checks == whole.checks and kept.verdict == whole.verdict
+    assert [replace(c, detail="") for c in kept.claims] == [replace(c, detail="") for c in whole.claims]
+    assert kept.layers[0].value == pytest.approx(whole.layers[0].value, rel=1e-5)
+    tuned = {key for arm in world.study().arms.values() for t in arm.cells[0].tuning.trials for key in t.keys}
+    assert all(not records[key].probes and records[key].final_loss is not None for key in tuned)
+
+
+def test_a_page_refers_to_the_figures_that_there_are(script, url, tmp_path) -> None:
+    script.keep(str(url), ["abab"])
+    script.write(["digits"])
+    text = (tmp_path / "features_results_digits.md").read_text()
+    named = set(re.findall(r"\((features_results_\w+\.svg)\)", text))
+    assert named == {path.name for path in tmp_path.glob("*.svg")} and len(named) == 5
+    for name in named:
+        svg = (tmp_path / name).read_text()
+        assert svg.startswith("<svg xmlns=") and svg.count("<svg") == svg.count("</svg>") >= 3
+    assert "**What is claimed, of muon against tuned adamw" in text and "| matched_loss | ok |" in text
+
+
+def test_other_studies_have_no_page(script, url) -> None:
+    with pytest.raises(SystemExit, match="a batch of digits"):
+        script.keep(str(url), ["cdcd"])
+
+
+@pytest.mark.parametrize("name", ["digits", "text", "fashion"])
+def test_configs_are_sound(script, name) -> None:
+    asked = {**values(STUDIES / f"features_{name}.toml", {}, None, None, False), "task": script.STUDIES[name][0]}
+    config = validated(asked, FeaturesConfig)
+    assert config.optimizers == ("muon", "adamw", "sgd") and config.baseline == "adamw" and config.num_seeds == 3
