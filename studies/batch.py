@@ -183,9 +183,10 @@ def page(found: dict[str, tuple[BatchFinding, dict[str, Record], str]]) -> str:
         "which a decoder of 42 thousand parameters reaches in some hundred thousand tokens. Gradient noise grows as",
         "the loss falls; what the shapes of these curves say may hold at scale, their numbers will not.",
         "",
-        "Intervals are those of seeds. What tuning leaves open is not in them, and is more: the first study was made four",
-        "times while the rules of its searches were mended, and the token ratio at the smallest batch was 1.40, 1.20, 1.22",
-        "and 1.47. AdamW's tokens stayed the same; Muon's were never fewer than in the last ([why](dev/LOG.md)).",
+        "Intervals are those of seeds. What tuning leaves open is not in them, and is more: the first study was made",
+        "four times while the rules of its searches were mended, and the token ratio at the smallest batch was 1.40,",
+        "1.20, 1.22 and 1.47. AdamW's tokens stayed the same; Muon's were never fewer than in the last",
+        "([why](dev/LOG.md)).",
         "",
     ]
     for name, (finding, records, created) in found.items():
