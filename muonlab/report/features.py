@@ -9,6 +9,7 @@ from rich.text import Text
 
 from muonlab.analyze.features import CONDITIONS, CorruptionRow, FeaturesFinding, LayerRow
 from muonlab.analyze.findings import Effect
+from muonlab.report.feature_transfer import feature_transfer_table
 from muonlab.report.layout import cell, clean, grid, interval, reasons, spaced
 from muonlab.report.tables import checks_table
 from muonlab.report.text import plural, show
@@ -35,6 +36,7 @@ def features_table(finding: FeaturesFinding) -> list[RenderableType]:
     for name in challengers:
         parts.append(_layers(finding, name))
         parts += [_corruptions(finding, name)] if any(row.optimizer == name for row in finding.corruptions) else []
+    parts += feature_transfer_table(finding.transfer, finding.baseline)
     parts.append(checks_table(finding.checks))
     parts.append(Text(_notes(finding), style="dim"))
     return spaced(*parts)

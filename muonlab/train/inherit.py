@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from muonlab.errors import UsageError
 from muonlab.optim.routing import route
 from muonlab.roles import Role
+from muonlab.tasks.base import Task
 from muonlab.train.checkpoint import DamagedError, read_checked, write_checked
+from muonlab.train.features import sample_of
 
-__all__ = ["head_of", "inherit", "keep_weights", "weights_in"]
+__all__ = ["has_own_classes", "head_of", "inherit", "keep_weights", "weights_in"]
 
 Tensors = Mapping[str, Tensor]
 
@@ -39,7 +41,9 @@ def weights_in(path: Path) -> Tensors:
     except OSError as error:
         raise UsageError(f"cannot read weights {path}: {error.strerror or error}") from None
     except DamagedError:
-        raise UsageError(f"weights {path} are damaged: remove the file, and the run that left it is made again") from None
+        raise UsageError(
+            f"weights {path} are damaged: remove the file, and the run that left it is made again"
+        ) from None
 
 
 def inherit(model: nn.Module, weights: Tensors, roles: Mapping[str, Role] | None, fresh_head: bool) -> dict[str, Any]:
@@ -67,3 +71,12 @@ def head_of(model: nn.Module, roles: Mapping[str, Role] | None) -> frozenset[str
     """The parameters of the layer that gives the logits, its bias among them."""
     heads = {found.name.rpartition(".")[0] for found in route(model, roles, strict=False) if found.role == Role.HEAD}
     return frozenset(name for name, _ in model.named_parameters() if name.rpartition(".")[0] in heads)
+
+
+def has_own_classes(task: Task) -> bool:
+    """Whether its logits are of classes that no other task has, however many: a label for each sample, as of images.
+
+    Where there is one for each position, as of text, they are of tokens that mean the same elsewhere.
+    """
+    labels = sample_of(task, 1).labels
+    return labels is not None and labels.ndim == 1

@@ -12,10 +12,15 @@ from muonlab.records.watch import PROBE
 from muonlab.tasks.base import Task
 from muonlab.train.features import IGNORED, L2, Array, Sample, hidden_states, layers_of, sample_of
 
-__all__ = ["linear_probe"]
+__all__ = ["can_be_probed", "linear_probe"]
 
 FITTED_SAMPLES = 1024  # first ones of the training stream of seed 0
 TRIED_SAMPLES = 1024  # held-out labels, at most
+
+
+def can_be_probed(task: Task) -> bool:
+    """Whether it has classes at all."""
+    return sample_of(task, 1).labels is not None
 
 
 class Rows(NamedTuple):
