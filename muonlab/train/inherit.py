@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def keep_weights(path: Path, model: nn.Module) -> None:
         write_checked(temporary, {name: tensor.cpu() for name, tensor in model.state_dict().items()})
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UsageError(f"cannot write weights {path}: {error.strerror or error}") from None
 
 
@@ -78,5 +80,5 @@ def has_own_classes(task: Task) -> bool:
 
     Where there is one for each position, as of text, they are of tokens that mean the same elsewhere.
     """
-    labels = sample_of(task, 1).labels
+    labels = sample_of(task).labels
     return labels is not None and labels.ndim == 1
