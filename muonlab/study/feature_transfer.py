@@ -109,16 +109,17 @@ def plan_feature_transfer(config: FeaturesConfig, pretrained: Mapping[str, RunSp
     first = next(iter(pretrained.values()))
     if tasks.is_external(config.transfer_to):
         raise UsageError(f"{config.transfer_to} is trained elsewhere: --transfer-to needs a task that is trained here")
+    settings = _settings(config)
     tokens = config.transfer_tokens or int(first.horizon_tokens * SHARE)
     if tokens // config.batch_tokens < MIN_STEPS:
-        steps = f"{tokens} tokens are {tokens // config.batch_tokens} steps"
         raise UsageError(
-            f"{steps} of fine-tuning, it takes {MIN_STEPS}: raise --transfer-tokens, or lower batch_tokens"
+            f"{tokens} tokens of fine-tuning are fewer than {MIN_STEPS} steps of {config.batch_tokens}: "
+            "raise --transfer-tokens, or lower batch_tokens"
         )
     shared = {name: getattr(config, name) for name in StudyConfig.model_fields if name not in ("task", "data")}
     asked = {
         **shared, "task": config.transfer_to, "data": config.transfer_data, "horizon_tokens": tokens,
-        "settings": _settings(config),
+        "settings": settings,
     }  # fmt: skip
     bases = base_specs(validated(asked, ComparisonConfig))
     base = next(iter(bases.values()))
