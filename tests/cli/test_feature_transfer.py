@@ -63,8 +63,8 @@ def test_what_is_typed_wins_over_the_file(program, arguments) -> None:
         (["--transfer-to", "digit"], "unknown task 'digit'"),
         (["--transfer-set", "task.size=4"], "size 4 is below the 8 pixels"),
         (["--transfer-set", "opt.lr=4"], "--transfer-set opt.lr: only options of the second task"),
-        (["--transfer-to", "text"], "no parameter of one name and shape in common"),
-        (["--checkpoint", "a.pt", "--transfer-to", "digits"], "--transfer-to: for runs that muonlab makes"),
+        (["--transfer-to", "text"], "unknown task option 'size'"),
+        (["--checkpoint", "a.pt", "--transfer-to", "digits"], "for runs that muonlab makes"),
     ],
 )
 def test_what_cannot_be_transferred_is_refused(program, arguments, more, said) -> None:

@@ -194,7 +194,7 @@ def test_enlarged_images_fit_the_model_of_larger_ones():
     large, small = Digits(size=28, width=4), Digits(width=4)
     assert large.build()(large.batch(0, 0, 2)[0]).shape == (2, 10) and large.config.image == (1, 28, 28)
     assert len(large.config.sizes) == 4 and len(small.config.sizes) == 2
-    with pytest.raises(UsageError, match="size must be a whole number of at least 0, got 1.5"):
+    with pytest.raises(UsageError, match="size must be a whole number of at least 0"):
         Digits(size=1.5)
 
 
