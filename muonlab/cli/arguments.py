@@ -22,6 +22,7 @@ FLAGS = {  # also in files
     "seeds": "num_seeds",
     "seed": "first_seed",
     "set": "settings",
+    "transfer_set": "transfer_settings",
     "margin": "margin_nats",
     "variant": "variants",
     "latency": "latency_seconds",

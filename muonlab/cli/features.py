@@ -18,7 +18,8 @@ __all__ = ["features"]
 
 STUDIED = (
     "optimizers", "baseline", "tokens", "batch_tokens", "seeds", "seed", "tune", "max_runs", "precision", "compile",
-    "store", "out", "workers", "artifacts", "dry_run",
+    "store", "out", "workers", "artifacts", "dry_run", "transfer_to", "transfer_tokens", "transfer_data",
+    "transfer_set",
 )  # fmt: skip
 
 
@@ -40,6 +41,29 @@ def features(
     layers: Annotated[
         str | None,
         typer.Option("--layers", metavar="NAME,...", help="Modules to look at.", show_default="blocks of the model"),
+    ] = None,
+    transfer_to: Annotated[
+        str | None,
+        typer.Option(
+            "--transfer-to", metavar="TASK2", help="Fine-tune all models on a second task, by all optimizers."
+        ),
+    ] = None,
+    transfer_tokens: Annotated[
+        int | None,
+        typer.Option("--transfer-tokens", min=1, help="Length of a fine-tuning.", show_default="tokens / 10"),
+    ] = None,
+    transfer_data: Annotated[
+        list[Path] | None,
+        typer.Option("--transfer-data", metavar="PATH", help="Data of the second task, as --data; repeatable."),
+    ] = None,
+    transfer_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--transfer-set",
+            metavar="task.X=V",
+            help="An option of the second task alone; repeatable.",
+            show_default="as --set, where it has the option",
+        ),
     ] = None,
     data: opt.Data = None,
     tokens: opt.Tokens = None,
@@ -71,6 +95,9 @@ def features(
 
     Results are kept in the store: the same command again runs nothing, and after an interruption it goes on.
 
+    With --transfer-to every pretrained model is fine-tuned on a second task by every optimizer, lr tuned for each pair,
+    beside models that start from scratch; and a linear probe reads its last layer as it is.
+
     With --checkpoint nothing is trained: the same measures of models that there are, and how like the first they are.
     """
     if checkpoint:
@@ -83,10 +110,24 @@ def features(
         "task": task, "optimizers": names(optimizers), "data": paths(data), "horizon_tokens": tokens,
         "baseline": baseline or _baseline(names(optimizers), config), "batch_tokens": batch_tokens,
         "num_seeds": seeds, "first_seed": seed, "tune": names(tune), "max_runs": max_runs, "device": device,
+        "transfer_to": transfer_to, "transfer_tokens": transfer_tokens, "transfer_data": paths(transfer_data),
     }  # fmt: skip
     chosen = values(config, flags, settings, precision, compile)
+    _set_second(chosen, transfer_set or ())
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
     run("features", chosen, laboratory, out or Path("muonlab-features.html"), json, dry_run)
+
+
+def _set_second(chosen: dict[str, Any], texts: Sequence[str]) -> None:
+    """Options of the second task: those of the file, flat, and over them what was typed."""
+    from muonlab.study.config import flattened, parse_setting
+
+    given = chosen.get("transfer_settings", {})
+    if not isinstance(given, dict):
+        raise UsageError(f"transfer_settings: must be a table of dotted names, got {given!r}")
+    if given or texts:
+        typed = (parse_setting(text, "--transfer-set") for text in texts)
+        chosen["transfer_settings"] = {**flattened(given), **dict(typed)}
 
 
 def _baseline(typed: Sequence[str] | None, config: Path | None) -> str | None:

@@ -31,7 +31,7 @@ def kind_of(name: str) -> Kind:
     """The kind of that name, of KINDS."""
     from muonlab.records import evidence
     from muonlab.records.features import FeaturesEvidence
-    from muonlab.study import batch_plan, config, fairness, features, ladder_plan, plan
+    from muonlab.study import batch_plan, config, fairness, features, features_fairness, ladder_plan, plan
 
     if name == "ladder":
         return Kind(
@@ -46,7 +46,7 @@ def kind_of(name: str) -> Kind:
             config.FeaturesConfig,
             features.plan_features,
             FeaturesEvidence,
-            fairness.conclude_features,
+            features_fairness.conclude_features_and_transfer,
             show_features,
         )
     if name == "transfer":

@@ -2,12 +2,18 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from muonlab.records import Record, RunSpec
 from muonlab.records.watch import Watch
 
-__all__ = ["Executor", "Observation"]
+__all__ = ["Executor", "Observation", "weights_file"]
+
+
+def weights_file(artifacts: Path, key: str) -> Path:
+    """Where a run leaves its last weights, if others are to start from them; it may be removed: they are made again."""
+    return artifacts / "weights" / f"{key}.pt"
 
 
 @dataclass(frozen=True)
@@ -25,3 +31,7 @@ class Executor(Protocol):
     """
 
     def run(self, specs: Sequence[RunSpec], observation: Observation) -> Generator[Record, None, None]: ...
+
+    def has_weights(self, key: str) -> bool:
+        """Whether a run can start from those of that record. Asked only where one wants to."""
+        ...

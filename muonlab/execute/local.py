@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from muonlab.errors import UsageError
-from muonlab.execute.executor import Observation
+from muonlab.execute.executor import Observation, weights_file
 from muonlab.execute.signals import signals_held
 from muonlab.records import Record, RunSpec
 from muonlab.records.watch import Watch
@@ -44,6 +44,9 @@ class InlineExecutor:
     def run(self, specs: Sequence[RunSpec], observation: Observation) -> Generator[Record, None, None]:
         for spec in specs:
             yield run_here(spec, observation.watch, self.artifacts, self.checkpoint_seconds, observation.on_tokens)
+
+    def has_weights(self, key: str) -> bool:
+        return self.artifacts is not None and weights_file(self.artifacts, key).is_file()
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,9 @@ class LocalExecutor:
                         yield child.failed()
         finally:
             _stop(children)
+
+    def has_weights(self, key: str) -> bool:
+        return self.artifacts is not None and weights_file(self.artifacts, key).is_file()
 
     def _start(self, context: Any, spec: RunSpec, attempt: int, observation: Observation) -> "_Child":
         ours, theirs = context.Pipe()
@@ -261,6 +267,8 @@ def run_here(
             on_step=lambda step: on_tokens(spec.batch_tokens),
             should_stop=stop.is_set if stop else lambda: False,
             ranks=ranks,
+            initial=weights_file(artifacts, spec.init_from) if artifacts and spec.init_from else None,
+            keep=weights_file(artifacts, spec.key) if artifacts and watch.of(spec).weights else None,
         )
     except (UsageError, Interrupted):
         raise

@@ -12,7 +12,7 @@ from muonlab.records.spec import Value
 
 __all__ = [
     "Arm", "BatchEvidence", "BatchPoint", "Cell", "Control", "Evidence", "Forecast", "LadderEvidence", "Move", "Rung",
-    "Trial", "Tuning", "arms_of", "keys_of", "tuples",
+    "Trial", "Tuning", "arms_of", "cell_of", "keys_of", "tuples",
 ]  # fmt: skip
 
 
@@ -187,9 +187,9 @@ class LadderEvidence:
     def from_dict(cls, values: Mapping[str, Any]) -> "LadderEvidence":
         """Inverse of `to_dict`, also after a trip through JSON."""
         parts = {
-            "rungs": tuple(Rung(**{**rung, "cell": _cell(rung["cell"])}) for rung in values["rungs"]),
+            "rungs": tuple(Rung(**{**rung, "cell": cell_of(rung["cell"])}) for rung in values["rungs"]),
             "forecasts": tuple(
-                Forecast(**{**one, "predicted": _cell(one["predicted"]), "found": _cell(one["found"])})
+                Forecast(**{**one, "predicted": cell_of(one["predicted"]), "found": cell_of(one["found"])})
                 for one in values["forecasts"]
             ),
             "controls": tuple(Control(**{**one, "keys": tuple(one["keys"])}) for one in values["controls"]),
@@ -245,7 +245,7 @@ class BatchEvidence:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BatchEvidence":
         """Inverse of `to_dict`, also after a trip through JSON."""
-        points = tuple(BatchPoint(**{**point, "cell": _cell(point["cell"])}) for point in values["points"])
+        points = tuple(BatchPoint(**{**point, "cell": cell_of(point["cell"])}) for point in values["points"])
         plain = {name: tuples(values[name]) for name in PLAIN_OF_BATCH if name in values}
         return cls(**{**values, **plain, "points": points})
 
@@ -264,7 +264,7 @@ def keys_of(cells: Iterable[Cell]) -> Iterable[str]:
 def arms_of(values: Mapping[str, Any]) -> dict[str, Arm]:
     """From JSON."""
     return {
-        name: Arm(**{**arm, "cells": tuple(map(_cell, arm["cells"])), "fixed": tuples(arm.get("fixed", {}))})
+        name: Arm(**{**arm, "cells": tuple(map(cell_of, arm["cells"])), "fixed": tuples(arm.get("fixed", {}))})
         for name, arm in values.items()
     }
 
@@ -276,7 +276,8 @@ def tuples(value: Any) -> Any:
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def _cell(values: Mapping[str, Any]) -> Cell:
+def cell_of(values: Mapping[str, Any]) -> Cell:
+    """From JSON."""
     tuning = dict(values["tuning"])
     tuning["trials"] = tuple(Trial(settings=t["settings"], keys=tuple(t["keys"])) for t in tuning["trials"])
     tuning["moves"] = tuple(Move(**move) for move in tuning["moves"])

@@ -44,6 +44,9 @@ class Record:
     tokens: int = 0  # trained on
     flops: float = 0.0  # forward and backward, as the task counts them
     params: Mapping[str, int] = field(default_factory=dict)  # role -> number of parameters
+    inherited: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # with `init_from`: numbers loaded, of how many, the rest
     peak_bytes: int | None = None  # resident set of the process, or of the device
     environment: Mapping[str, Any] = field(default_factory=dict)  # machine, versions, threads
     created: str = ""  # UTC, ISO 8601

@@ -75,6 +75,7 @@ class RunSpec:
     numerics: Mapping[str, Value] = field(default_factory=dict)  # versions of task and rule, or hash of their source
     data_fingerprint: str = ""
     init_from: str = ""  # key of the record whose weights this run starts from
+    fresh_head: bool = False  # with `init_from`: the head alone starts anew, as its classes are those of another task
     source: str = field(default="", metadata={"in_key": False})  # file of a user's task
     optimizer_source: str = field(default="", metadata={"in_key": False})  # file of a user's optimizer
     data: tuple[str, ...] = field(default=(), metadata={"in_key": False})  # paths of the data
@@ -96,8 +97,9 @@ class RunSpec:
             raise UsageError(f"clip must be 0 (none) or positive, got {self.clip}")
         if not 0 <= _number("averaging", self.averaging) < 1:
             raise UsageError(f"averaging must lie in [0, 1), got {self.averaging}")
-        if not isinstance(self.compile, bool):
-            raise UsageError(f"compile must be true or false, got {self.compile!r}")
+        for name in ("compile", "fresh_head"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.parametrization not in PARAMETRIZATIONS:

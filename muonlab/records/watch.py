@@ -9,11 +9,12 @@ from muonlab.records.spec import RunSpec
 if TYPE_CHECKING:
     from muonlab.records.record import Record
 
-__all__ = ["CHANGE", "CLEAN", "NOISE", "PROBE_COST", "UPDATE", "Series", "Watch"]
+__all__ = ["CHANGE", "CLEAN", "NOISE", "PROBED", "PROBE_COST", "UPDATE", "Series", "Watch"]
 
 CURVE_SPAN = 32  # a curve begins after this part of the run, and its points are evenly spaced in log tokens
 CLEAN = "corrupted.clean.0"  # the loss on the sample that is corrupted, before it is
 NOISE = ("noise.gradient_square", "noise.trace", "noise.gradient_nuclear", "noise.nuclear")
+PROBED = ("probe.loss", "probe.accuracy")  # of a linear probe of the last layer before the first step
 CHANGE, UPDATE = "change.", "update."  # before the name of a module, and of a parameter
 PROBE_COST = 0.02  # for noise, and for ranks, where nothing else is asked for
 MOST_COORDINATES = 256  # a longer series would be averaged
@@ -36,7 +37,11 @@ class Watch:
     rank_cost: float = 0.0  # the same of effective ranks by layer, "rank.LAYER"
     features: bool = False  # when the held-out loss is taken, also probe layers, corrupt inputs; at the end `grams`
     coordinates: frozenset[int] = frozenset()  # steps after which the coordinate check is taken, `CHANGE` and `UPDATE`
+    probe: bool = False  # fit a linear probe to what the last layer gives before the first step, `PROBED`
+    weights: bool = False  # leave the last weights where runs that start from them find them
     seeds: frozenset[int] = frozenset()  # of the runs that are looked at; none = all
+    tasks: frozenset[tuple[str, str]] = frozenset()  # task and data fingerprint of these runs; none = all
+    other: "Watch | None" = None  # what is looked at in all other runs
 
     def __post_init__(self) -> None:
         if min(self.coordinates, default=1) < 1 or len(self.coordinates) > MOST_COORDINATES:
@@ -44,7 +49,9 @@ class Watch:
 
     def of(self, spec: RunSpec) -> "Watch":
         """What is looked at in that run."""
-        return self if not self.seeds or spec.seed in self.seeds else Watch()
+        mine = not self.seeds or spec.seed in self.seeds
+        mine &= not self.tasks or (spec.task, spec.data_fingerprint) in self.tasks
+        return self if mine else self.other.of(spec) if self.other else Watch()
 
     def steps(self, spec: RunSpec) -> frozenset[int]:
         """After which the held-out loss is taken, and what the task measures.
@@ -67,6 +74,7 @@ class Watch:
         probes = not asked.noise_cost or set(NOISE) <= set(record.probes)
         probes &= not asked.rank_cost or any(name.startswith("rank.") for name in record.probes)
         probes &= not asked.features or (CLEAN in record.probes and bool(record.grams))
+        probes &= not asked.probe or set(PROBED) <= set(record.probes)
         found = [series for name, series in record.probes.items() if name.startswith((CHANGE, UPDATE))]
         probes &= asked.coordinate_steps(record.spec) <= {step for series in found for step in series.steps}
         return record.outcome == "diverged" or (probes and asked.steps(record.spec) <= set(record.eval_steps))

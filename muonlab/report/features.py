@@ -11,6 +11,7 @@ from muonlab.analyze.features import MEASURES, FeaturesFinding, LayerRow
 from muonlab.analyze.findings import Effect
 from muonlab.analyze.likeness import Spread
 from muonlab.analyze.robustness import CorruptionRow
+from muonlab.report.feature_transfer import feature_transfer_table
 from muonlab.report.layout import cell, clean, grid, interval, reasons, spaced
 from muonlab.report.tables import checks_table
 from muonlab.report.text import plural, show
@@ -40,6 +41,7 @@ def features_table(finding: FeaturesFinding) -> list[RenderableType]:
         parts.append(_accuracy(finding))
     if finding.cka:
         parts.append(_likeness(finding))
+    parts += feature_transfer_table(finding.transfer, finding.baseline)
     parts.append(checks_table(finding.checks))
     parts.append(Text(_notes(finding), style="dim"))
     return spaced(*parts)

@@ -18,6 +18,9 @@ __all__ = [
     "parse_setting", "parse_variants", "validated",
 ]  # fmt: skip
 
+LATER = (  # what there were studies before
+    "variants", "margin_nats", "transfer_to", "transfer_data", "transfer_tokens", "transfer_settings",
+)  # fmt: skip
 VARIANT_NAME = re.compile(r"\w[\w.+-]*")
 NEXT_SETTING = re.compile(r",(?=\s*[\w.]+\s*=)")  # a comma inside a list is followed by a value, not by NAME=
 
@@ -45,7 +48,7 @@ class StudyConfig(BaseModel):
     def key(self) -> str:
         """Identifies the study in the store. What is not asked for is left out, as it was before one could ask."""
         values = self.model_dump(mode="json")
-        values = {name: v for name, v in values.items() if name not in ("variants", "margin_nats") or v}
+        values = {name: v for name, v in values.items() if name not in LATER or v}
         return hashlib.sha256(canonical_json(values).encode()).hexdigest()
 
     def optimizer(self, name: str) -> str:
@@ -99,6 +102,12 @@ class FeaturesConfig(StudyConfig):
     horizon_tokens: int = Field(1_000_000, ge=1)
     num_seeds: int = Field(3, ge=3, le=100)
     looks: int = Field(10, ge=4, le=256)  # at each final run, evenly spaced in log tokens
+    transfer_to: str = ""  # a second task, on which the models are fine-tuned; "" = none
+    transfer_data: tuple[str, ...] = ()  # of that task
+    transfer_tokens: int | None = Field(None, ge=1)  # of fine-tuning; None = a tenth of the pretraining
+    transfer_settings: dict[str, Any] = Field(
+        default_factory=dict
+    )  # task.* of that task, over what is set of the first
 
 
 class TransferConfig(StudyConfig):

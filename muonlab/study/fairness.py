@@ -16,7 +16,7 @@ from muonlab.records import Record
 from muonlab.records.evidence import Arm, BatchEvidence, Cell, Evidence, LadderEvidence
 from muonlab.records.features import FeaturesEvidence
 
-__all__ = ["check", "conclude", "conclude_batch", "conclude_features", "conclude_ladder"]
+__all__ = ["OF_CELLS", "check", "conclude", "conclude_batch", "conclude_features", "conclude_ladder"]
 
 Records = Mapping[str, Record]
 Rule = Callable[[Evidence, Records], Check]
@@ -342,3 +342,4 @@ def _wall_clock(evidence: Evidence, records: Records) -> Check:
 
 
 COUNTING: tuple[Rule, ...] = (_complete, _fresh_seeds)  # rules that count runs, of all sizes together where they hold
+OF_CELLS: tuple[Rule, ...] = (_complete, _fresh_seeds, _converged, _interior)  # of tuned cells that nothing compares

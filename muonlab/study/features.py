@@ -1,7 +1,7 @@
 """The study of features: what optimizers leave in a model beside its loss. Protocol and plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from muonlab.errors import UsageError
@@ -11,6 +11,7 @@ from muonlab.records.evidence import Arm, Cell
 from muonlab.records.features import FeaturesEvidence
 from muonlab.records.watch import Watch
 from muonlab.study.config import ComparisonConfig, FeaturesConfig, StudyConfig, validated
+from muonlab.study.feature_transfer import Target, feature_transfer, plan_feature_transfer
 from muonlab.study.plan import OptimizersPlan, base_specs, check_cap, check_tunable, named, tuning_rules
 from muonlab.study.price import Part, Price, num_configurations
 from muonlab.study.protocol import Protocol, gather
@@ -74,15 +75,22 @@ class FeaturesPlan(OptimizersPlan):
     final_seeds: tuple[int, ...]
     tuning: TuningRules
     looks: int
+    target: Target | None = None  # None: nothing is transferred
 
     @property
     def watch(self) -> Watch:  # type: ignore[override]
         """Of final runs alone: tuning is what a comparison does, and shares its runs."""
-        return Watch(curve_points=self.looks, features=True, seeds=frozenset(self.final_seeds))
+        watch = Watch(curve_points=self.looks, features=True, seeds=frozenset(self.final_seeds))
+        return self.target.watch(watch, self.final_seeds) if self.target else watch
 
     def protocol(self, asked: Mapping[str, Any]) -> Protocol[FeaturesEvidence]:
         """The study, with what was asked for as its config."""
-        return features_study(self.bases, self.spaces, self.baseline, self.final_seeds, self.tuning, asked)
+        found = yield from features_study(self.bases, self.spaces, self.baseline, self.final_seeds, self.tuning, asked)
+        if self.target is None:
+            return found
+        tuned = {name: self.bases[name].set(arm.cells[0].settings) for name, arm in found.arms.items()}
+        transfer = yield from feature_transfer(tuned, self.target, self.final_seeds)
+        return replace(found, transfer=transfer)
 
     def price(self) -> Price:
         """What it takes if no move is made and no grid extended, and what it can take at most."""
@@ -90,14 +98,19 @@ class FeaturesPlan(OptimizersPlan):
         least = {n: finals + sum(min(cap, num_configurations(s) * seeds) for s in (space, space[:1]))
                  for n, space in self.spaces.items()}  # fmt: skip
         most = finals + 2 * cap
-        parts = [Part(b, least[n] * b.horizon_tokens, most * b.horizon_tokens) for n, b in self.bases.items()]
-        return Price(sum(least.values()), most * len(parts), tuple(parts))
+        parts = [
+            (least[n], most, Part(b, least[n] * b.horizon_tokens, most * b.horizon_tokens))
+            for n, b in self.bases.items()
+        ]
+        parts += self.target.parts(self.bases, len(self.final_seeds)) if self.target else []
+        fewest, most_runs = (sum(part[i] for part in parts) for i in (0, 1))
+        return Price(fewest, most_runs, tuple(part for _, _, part in parts))
 
 
 def plan_features(config: FeaturesConfig) -> FeaturesPlan:
     """Check everything that can be checked before the first run, and lay the study out.
 
-    Raises   UsageError for what `plan_comparison` refuses
+    Raises   UsageError for what `plan_comparison` refuses, and what `plan_feature_transfer` does
     """
     if "seed" in config.settings:
         raise UsageError("a study of features runs several seeds: name the first with --seed, not with --set seed")
@@ -109,4 +122,15 @@ def plan_features(config: FeaturesConfig) -> FeaturesPlan:
     tuning = tuning_rules(config)
     check_cap(spaces, tuning)
     seeds = tuple(range(config.first_seed, config.first_seed + config.num_seeds))
-    return FeaturesPlan(bases, spaces, asked.baseline, seeds, tuning, config.looks)
+    if not config.transfer_to:
+        _refuse_transfer(config)
+        return FeaturesPlan(bases, spaces, asked.baseline, seeds, tuning, config.looks)
+    target = plan_feature_transfer(config, bases, tuning)
+    return FeaturesPlan(bases, spaces, asked.baseline, seeds, tuning, config.looks, target)
+
+
+def _refuse_transfer(config: FeaturesConfig) -> None:
+    """Raises   UsageError for what only has an effect where there is a second task"""
+    for name in ("transfer_data", "transfer_tokens", "transfer_settings"):
+        if getattr(config, name):
+            raise UsageError(f"{name} is for a second task: name it with --transfer-to")

@@ -218,7 +218,7 @@ def _bases(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo])
         tasks.resolve(info.name, {**own, **base}, data, info.source)
     if not tasks.is_ours(info.name):
         rehearse(task)
-    defaults = {} if external else {name: v for name, v in info.options.items() if _plain(v)}
+    defaults = {} if external else {name: v for name, v in info.options.items() if _plain(v) and name not in info.later}
     others = {name: v for name, v in config.settings.items() if not name.startswith(("task.", "opt.", "aux."))}
     specs = {}
     for name, optimizer in found.items():

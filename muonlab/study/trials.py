@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +12,17 @@ from muonlab.records.evidence import Trial
 from muonlab.records.spec import Value, canonical_json
 from muonlab.study.protocol import Protocol
 
-__all__ = ["CapReachedError", "Gain", "Settings", "TrialBook"]
+__all__ = ["FROM_NOTHING", "CapReachedError", "Gain", "Parents", "Settings", "TrialBook", "seeded"]
 
 Settings = Mapping[str, Value]
+Parents = Mapping[int, str]  # seed -> key of the run that the one of this seed starts from
+FROM_NOTHING: Parents = {}
+
+
+def seeded(base: RunSpec, settings: Settings, seed: int, parents: Parents) -> RunSpec:
+    """The run of a configuration on a seed."""
+    spec = base.set({**settings, "seed": seed})
+    return replace(spec, init_from=parents[seed]) if parents else spec
 
 
 class CapReachedError(Exception):
@@ -48,8 +56,8 @@ class TrialBook:
     A diverged run has loss inf: it is never best, and it never enters an estimate of noise.
     """
 
-    def __init__(self, base: RunSpec, seeds: Sequence[int], max_runs: int) -> None:
-        self.base, self.seeds, self.max_runs = base, tuple(seeds), max_runs
+    def __init__(self, base: RunSpec, seeds: Sequence[int], max_runs: int, parents: Parents = FROM_NOTHING) -> None:
+        self.base, self.seeds, self.max_runs, self.parents = base, tuple(seeds), max_runs, parents
         self.num_runs = 0
         self.tokens = 0
         self._settings: dict[str, Settings] = {}
@@ -67,7 +75,7 @@ class TrialBook:
             self._settings.setdefault(name, dict(settings))
             for seed in self.seeds[:num_seeds]:
                 if seed not in self._losses.get(name, {}):
-                    spec = self.base.set({**settings, "seed": seed})
+                    spec = seeded(self.base, settings, seed, self.parents)
                     specs[spec.key] = (name, seed, spec)
         if self.num_runs + len(specs) > self.max_runs:
             raise CapReachedError

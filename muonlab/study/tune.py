@@ -10,7 +10,7 @@ from muonlab.records import RunSpec
 from muonlab.records.evidence import Move, Tuning
 from muonlab.records.spec import Value
 from muonlab.study.protocol import Protocol
-from muonlab.study.trials import CapReachedError, Gain, Settings, TrialBook
+from muonlab.study.trials import FROM_NOTHING, CapReachedError, Gain, Parents, Settings, TrialBook
 
 __all__ = ["TuningRules", "tune"]
 
@@ -38,8 +38,11 @@ def tune(
     rules: TuningRules,
     *,
     start: Settings | None = None,
+    parents: Parents = FROM_NOTHING,
 ) -> Protocol[Tuning]:
     """Tune `space`, all other settings being those of `base`; returns the best settings and how they were found.
+
+    With `parents` the run of each seed starts from the weights of another.
 
     1. The first coordinate (lr) is swept over its whole grid: argmin of the seed means, seeds added for contenders.
        With `start` (settings tuned at another horizon) this pass is left out.
@@ -54,7 +57,7 @@ def tune(
              nothing, 3 % changed any of them with 3.25 standard errors, 6 % with 3. Grids longer than four values
              are swept around the current value after the first pass
     """
-    search = _Search(base, space, rules, start)
+    search = _Search(base, space, rules, start, parents)
     converged = True
     try:
         if start is None:
@@ -71,10 +74,15 @@ def tune(
 
 class _Search:
     def __init__(
-        self, base: RunSpec, space: Sequence[Hyperparameter], rules: TuningRules, start: Settings | None
+        self,
+        base: RunSpec,
+        space: Sequence[Hyperparameter],
+        rules: TuningRules,
+        start: Settings | None,
+        parents: Parents,
     ) -> None:
         self.base, self.space, self.rules = base, tuple(space), rules
-        self.book = TrialBook(base, rules.seeds, rules.max_runs)
+        self.book = TrialBook(base, rules.seeds, rules.max_runs, parents)
         self.theta: dict[str, Value] = {c.name: (start or {}).get(c.name, c.default) for c in space}
         self.grids = {c.name: _grid(c, self.theta[c.name]) for c in space}
         self.moves: list[Move] = []

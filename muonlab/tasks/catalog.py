@@ -55,6 +55,7 @@ class TaskInfo:
     source: str  # absolute path of the user's file, "" otherwise
     numerics: Mapping[str, Value]  # {"task": version of ours, or SHA-256 of the user's file (not of what it imports)}
     options: Mapping[str, Any] = field(default_factory=dict)  # name -> default; `inspect.Parameter.empty` = required
+    later: frozenset[str] = frozenset()  # of ours, added when there were runs: left out of a run at their default
 
 
 def is_external(task: str) -> bool:
@@ -86,7 +87,8 @@ def locate(task: str, source: str = "") -> TaskInfo:
     found = _find(task, source)
     options = {p.name: p.default for p in _parameters(found.cls) if p.name != "data" and p.kind is not p.VAR_KEYWORD}
     version = found.cls.numerics_version if is_ours(found.name) else found.digest()
-    return TaskInfo(name=found.name, source=found.source, numerics={"task": version}, options=options)
+    later = found.cls.later if is_ours(found.name) and hasattr(found.cls, "later") else frozenset()
+    return TaskInfo(name=found.name, source=found.source, numerics={"task": version}, options=options, later=later)
 
 
 def resolve(task: str, options: Mapping[str, Value], data: tuple[str, ...] = (), source: str = "") -> Task:

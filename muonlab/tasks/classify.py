@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from muonlab.errors import UsageError
 from muonlab.roles import Role
 from muonlab.tasks.corruptions import CORRUPTIONS, Corruption
-from muonlab.tasks.images import ImageSet, augmented, drawn, load_images
+from muonlab.tasks.images import ImageSet, augmented, drawn, load_images, resized
 from muonlab.tasks.vision import VisionConfig, VisionNetwork
 
 __all__ = ["Cifar10", "Cifar100", "Digits", "FashionMnist", "ImageClassification", "Images", "Mnist"]
@@ -36,18 +36,20 @@ class ImageClassification(ABC):
     tokens_per_sample: ClassVar[int] = 1  # tokens are images
     dataset: ClassVar[str]
     defaults: ClassVar[Mapping[str, int]]  # of a study, where nothing else is asked for
+    later: ClassVar[frozenset[str]] = frozenset({"size"})  # options that there were runs before
 
     model: str = VisionConfig.model
     width: int | None = VisionConfig.width
     depth: int | None = VisionConfig.depth
     patch_size: int | None = VisionConfig.patch_size
+    size: int = 0  # pixels along both sides, to which images are enlarged; 0 = as they are
     shift: int = 0  # pixels that a training image is moved by at most, either way
     flip: bool = False  # training images are mirrored half of the time
     label_smoothing: float = 0.0  # in training; held-out losses know none
     eval_images: int = 0  # at most, evenly spread over the held-out images; 0 = all
 
     def __post_init__(self) -> None:
-        for name in ("shift", "eval_images"):
+        for name in ("size", "shift", "eval_images"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise UsageError(f"{name} must be a whole number of at least 0, got {value!r}")
@@ -64,8 +66,13 @@ class ImageClassification(ABC):
 
     @property
     @abstractmethod
+    def original(self) -> ImageSet:
+        """What is trained on, and what is held out, before anything is enlarged."""
+
+    @cached_property
     def images(self) -> ImageSet:
         """What is trained on, and what is held out; kept once it was read."""
+        return resized(self.original, self.size) if self.size else self.original
 
     @cached_property
     def config(self) -> VisionConfig:
@@ -151,8 +158,8 @@ class Digits(ImageClassification):
     dataset: ClassVar[str] = "digits"
     defaults: ClassVar[Mapping[str, int]] = {"batch_tokens": 64, "horizon_tokens": 12_800}
 
-    @cached_property
-    def images(self) -> ImageSet:
+    @property
+    def original(self) -> ImageSet:
         return load_images(self.dataset)
 
 
@@ -168,8 +175,8 @@ class _FromFiles(ImageClassification):
         object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
         super().__post_init__()
 
-    @cached_property
-    def images(self) -> ImageSet:
+    @property
+    def original(self) -> ImageSet:
         return load_images(self.dataset, self.data)
 
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from muonlab.errors import UsageError
 from muonlab.train.ranks import Alone
 
-__all__ = ["Checkpoints", "Saved", "restore_rng", "rng_state", "seed_rng"]
+__all__ = [
+    "Checkpoints", "DamagedError", "Saved", "read_checked", "restore_rng", "rng_state", "seed_rng", "write_checked",
+]  # fmt: skip
 
 KEEP = 2
 FORMAT = 2  # of what is in a state; 1 had no names of parameters
@@ -61,7 +63,7 @@ class Checkpoints:
         values = {**values, "format": FORMAT}
         trouble = self._trouble_with(
             lambda: (
-                _write(temporary, {**values, "tensors": tensors})
+                write_checked(temporary, {**values, "tensors": tensors})
                 if alone
                 else self._write_shards(temporary, values, tensors)
             )
@@ -103,7 +105,7 @@ class Checkpoints:
         except CheckpointException as error:  # not an Exception
             raise OSError(_first_line(error)) from error
         if self.ranks.rank == 0:
-            _write(folder / VALUES, {**values, "files": {path.name: _digest(path) for path in folder.iterdir()}})
+            write_checked(folder / VALUES, {**values, "files": {path.name: _digest(path) for path in folder.iterdir()}})
 
     def newest(self) -> Saved | None:
         """The newest checkpoint that is as it was written; a damaged one is passed over with a warning."""
@@ -115,7 +117,7 @@ class Checkpoints:
                 reason = "" if values.get("format") == FORMAT else "has the format of another version"
             except OSError as error:
                 reason = f"can't be read ({error.strerror or error})"
-            except _Damaged:
+            except DamagedError:
                 reason = "is damaged"
             except Exception as error:  # torch.load has many: the hash is right, so somebody else wrote it
                 reason = f"is none of ours ({type(error).__name__})"
@@ -129,12 +131,12 @@ class Checkpoints:
     def _checked(self, path: Path) -> Values:
         """What is in a file; of a folder every rank checks the hashes of some shards."""
         if not path.is_dir():
-            return _read(path)
-        values = _read(path / VALUES)
+            return read_checked(path)
+        values = read_checked(path / VALUES)
         files = values.pop("files")
         for name in sorted(files)[self.ranks.rank :: self.ranks.world_size]:
             if _digest(path / name) != files[name]:
-                raise _Damaged
+                raise DamagedError
         return values
 
     def tensors(self, saved: Saved, place: Callable[[str, Tensor], Tensor]) -> Tensors:
@@ -165,11 +167,11 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".tmp")
 
 
-class _Damaged(Exception):
+class DamagedError(Exception):
     """A file that is not as it was written."""
 
 
-def _write(path: Path, state: Values) -> None:
+def write_checked(path: Path, state: Values) -> None:
     """A file that begins with the hash of the rest."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -180,10 +182,14 @@ def _write(path: Path, state: Values) -> None:
         os.fsync(file.fileno())
 
 
-def _read(path: Path) -> Values:
+def read_checked(path: Path) -> Values:
+    """What `write_checked` wrote.
+
+    Raises   OSError; DamagedError if the hash is wrong
+    """
     content = path.read_bytes()
     if hashlib.sha256(content[32:]).digest() != content[:32]:
-        raise _Damaged
+        raise DamagedError
     return torch.load(io.BytesIO(content[32:]), weights_only=True)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from muonlab.train.checkpoint import Checkpoints, restore_rng, rng_state, seed_r
 from muonlab.train.coordinates import CoordinateProbe, fixed_look
 from muonlab.train.curves import thinned, typical
 from muonlab.train.environment import environment, peak_bytes
+from muonlab.train.inherit import inherit, keep_weights, weights_in
 from muonlab.train.ranks import Alone
 from muonlab.train.schedules import lr_factor, progress_at
 from muonlab.train.state import AVERAGE, load_tensors, place_for, tensors_of
@@ -49,19 +51,22 @@ def train(
     on_step: Callable[[int], None] = lambda step: None,
     should_stop: Callable[[], bool] = lambda: False,
     ranks: Alone = ALONE,
+    initial: Path | None = None,
+    keep: Path | None = None,
 ) -> Record:
     """Train `spec` to its horizon and evaluate on the whole held-out split.
 
     The same spec on the same machine and number of threads gives the same record bit for bit, also when it was
     stopped and resumed from a checkpoint; on other `ranks`, which all call this, to float rounding. A non-finite loss
     or gradient norm ends the run as `diverged`, before the update. `watch` adds held-out losses, and what else is
-    measured, for curves; nothing else changes.
+    measured, for curves; nothing else changes. `initial` is the file of the weights that a run with `init_from` starts
+    from; in `keep` the weights that the final loss is of are left for others.
 
     Raises   UsageError for a spec that can't be run; Interrupted when `should_stop` says so
     """
     task = task or tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
     watch = watch.of(spec)
-    run, eval_steps = _Run(spec, task, ranks, watch), watch.steps(spec)
+    run, eval_steps = _Run(spec, task, ranks, watch, initial), watch.steps(spec)
     if checkpoints and (found := checkpoints.newest()) and run.goes_on_from(found.values):
         run.load(found.values, checkpoints.tensors(found, place_for(run.model)))
     saved = time.monotonic()
@@ -79,6 +84,9 @@ def train(
             checkpoints.save(run.step, *run.state())
             saved = time.monotonic()
     record = run.finish()
+    if keep and record.outcome == "ok":
+        with run._weights():
+            keep_weights(keep, run.model)
     if checkpoints:
         checkpoints.clear()
     return record
@@ -92,6 +100,8 @@ class _Run:
     task: Task
     ranks: Alone
     watch: Watch
+    initial: Path | None = None
+    inherited: dict[str, Any] = field(default_factory=dict)  # what was loaded from there
     step: int = 0
     losses: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
@@ -137,6 +147,11 @@ class _Run:
             roles = tasks.roles_of(self.task, model)
             branches = self.task.branches(model) if hasattr(self.task, "branches") else ()
             parametrize(model, base=base, kind=spec.parametrization, branches=branches, roles=roles)
+        if spec.init_from:
+            if self.initial is None:
+                raise UsageError(f"the run starts from the weights of {spec.init_from[:12]}, which were not given")
+            roles = tasks.roles_of(self.task, model)
+            self.inherited = inherit(model, weights_in(self.initial), roles, spec.fresh_head)
         return model.to(self.device)
 
     def advance(self) -> None:
@@ -282,6 +297,7 @@ class _Run:
             tokens=tokens,
             flops=tasks.flops_per_token(self.task, self.model) * passed,
             params=_params_by_role(self.optimizer),
+            inherited=self.inherited,
             peak_bytes=peak_bytes(self.spec.device),
             environment=environment(self.spec.device, self.ranks.world_size, self.ranks.description),
             created=datetime.now(UTC).isoformat(timespec="seconds"),

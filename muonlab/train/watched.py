@@ -11,6 +11,7 @@ from muonlab.tasks.base import Task
 from muonlab.train.batches import samples_of
 from muonlab.train.checkpoint import restore_rng, rng_state
 from muonlab.train.feature_probes import FeatureProbe, RankProbe
+from muonlab.train.linear_probe import linear_probe
 from muonlab.train.noise import NoiseProbe
 from muonlab.train.probes import Probes
 from muonlab.train.ranks import Alone
@@ -27,7 +28,7 @@ class Watched:
     def __init__(
         self, watch: Watch, spec: RunSpec, task: Task, model: nn.Module, optimizer: Engine, ranks: Alone
     ) -> None:
-        self.asked = {name: getattr(watch, name) for name in ("noise_cost", "rank_cost", "features")}
+        self.asked = {name: getattr(watch, name) for name in ("noise_cost", "rank_cost", "features", "probe")}
         if ranks.world_size > 1 and any(self.asked.values()):
             what = "gradient noise is" if watch.noise_cost else "features of hidden states are"
             hint = "leave --noise out under torchrun" if watch.noise_cost else "train without torchrun"
@@ -44,5 +45,7 @@ class Watched:
             self.features = FeatureProbe(task, model)
         if watch.rank_cost:
             self.layers = RankProbe(task, model, tokens, per_token, watch.rank_cost)
-        restore_rng(before)
         self.probes = Probes((*(NOISE if self.noise else ()), *(self.layers.names if self.layers else ())))
+        if watch.probe:
+            self.probes.note(0, linear_probe(task, model))
+        restore_rng(before)

@@ -36,6 +36,7 @@ CHANGES = {
     "numerics": {"rule": 2},
     "data_fingerprint": "ab",
     "init_from": "cd",
+    "fresh_head": True,
 }
 TOGETHER = {"parametrization": "mup", "base": {"width": 32}}  # either alone changes nothing
 OBSERVING = {

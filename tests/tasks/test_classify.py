@@ -188,3 +188,24 @@ def test_each_mistake_is_one_line(options, message):
 
 def test_doctests():
     assert doctest.testmod(classify).failed == 0
+
+
+def test_enlarged_images_fit_the_model_of_larger_ones():
+    large, small = Digits(size=28, width=4), Digits(width=4)
+    assert large.build()(large.batch(0, 0, 2)[0]).shape == (2, 10) and large.config.image == (1, 28, 28)
+    assert len(large.config.sizes) == 4 and len(small.config.sizes) == 2
+    with pytest.raises(UsageError, match="size must be a whole number of at least 0"):
+        Digits(size=1.5)
+
+
+def test_a_run_that_enlarges_nothing_has_the_key_that_it_had_before_one_could():
+    from muonlab.study.config import ComparisonConfig, validated
+    from muonlab.study.plan import base_specs
+
+    def options(**settings):
+        asked = {"task": "digits", "optimizers": ("adamw",), "settings": settings}
+        (made,) = base_specs(validated(asked, ComparisonConfig)).values()
+        return made.task_options
+
+    assert "size" not in options() and options()["shift"] == 0
+    assert options(**{"task.size": 28})["size"] == 28

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from muonlab.errors import UsageError
 from muonlab.tasks import downloads
-from muonlab.tasks.images import augmented, data_folder, drawn, load_images
+from muonlab.tasks.images import augmented, data_folder, drawn, load_images, resized
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
 
@@ -86,3 +87,25 @@ def test_a_download_is_held_to_its_hash_and_lands_where_it_is_looked_for(tmp_pat
     assert downloads.main(["mnist"]) == 2 and "could not be fetched" in (line := capsys.readouterr().err)
     assert line.count("\n") == 1
     assert downloads.main(["mnits"]) == 2 and "did you mean 'mnist'" in capsys.readouterr().err
+
+
+# Enlarged
+
+
+@pytest.mark.parametrize("size", (8, 13, 28))
+def test_an_image_is_enlarged_as_torch_does_it(size):
+    torch = pytest.importorskip("torch")
+    digits = load_images("digits")
+    found = resized(digits, size)
+    assert found.shape == (1, size, size) and found.num_classes == 10 and found.train.images.dtype == np.uint8
+    assert np.array_equal(found.heldout.labels, digits.heldout.labels)
+    pixels = torch.from_numpy(digits.train.images[:50]).double()
+    theirs = torch.nn.functional.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
+    assert np.abs(found.train.images[:50] - theirs.numpy()).max() <= 0.5 + 1e-9
+
+
+def test_what_is_enlarged_is_other_data_and_is_not_made_smaller():
+    digits = load_images("digits")
+    assert resized(digits, 28).fingerprint != digits.fingerprint == resized(digits, 8).fingerprint
+    with pytest.raises(UsageError, match="size 7 is below the 8 pixels of the images"):
+        resized(digits, 7)
