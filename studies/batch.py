@@ -27,6 +27,10 @@ from muonlab.study.fairness import conclude_batch
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "batch_results.json.gz", HERE.parent / "docs" / "batch_results.md"
+REMARKS = {
+    "batch_layernorm": "Embedding and head are one matrix here. AdamW trains it with the learning rate of everything "
+    "else, Muon with that of its auxiliary AdamW; how much of the ratio comes of that was not separated.",
+}
 STUDIES = {  # file -> task, and what the page says it is
     "batch": ("text", "Code: the sources of Python's standard library"),
     "batch_synthetic": ("text-synthetic", "Another distribution: an invented language"),
@@ -87,6 +91,7 @@ def section(name: str, finding: BatchFinding, records: dict[str, Record], create
         f"minutes of one core in all, {created[:10]}, {environment.get('cpu', environment.get('machine'))}, torch "
         f"{first.torch}, fp32.",
         "",
+        *([REMARKS[name], ""] if name in REMARKS else []),
         "### Token ratio",
         "",
         *ratios(finding),
