@@ -36,6 +36,7 @@ class Watch:
     features: bool = False  # when the held-out loss is taken, also probe the layers, and corrupt the inputs
     coordinates: frozenset[int] = frozenset()  # steps after which the coordinate check is taken, `CHANGE` and `UPDATE`
     seeds: frozenset[int] = frozenset()  # of the runs that are looked at; none = all
+    runs: frozenset[str] = frozenset()  # keys of those that are looked at; none = all
 
     def __post_init__(self) -> None:
         if min(self.coordinates, default=1) < 1 or len(self.coordinates) > MOST_COORDINATES:
@@ -43,7 +44,8 @@ class Watch:
 
     def of(self, spec: RunSpec) -> "Watch":
         """What is looked at in that run."""
-        return self if not self.seeds or spec.seed in self.seeds else Watch()
+        meant = (not self.seeds or spec.seed in self.seeds) and (not self.runs or spec.key in self.runs)
+        return self if meant else Watch()
 
     def steps(self, spec: RunSpec) -> frozenset[int]:
         """After which the held-out loss is taken, and what the task measures.

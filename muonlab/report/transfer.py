@@ -6,6 +6,7 @@ from rich.text import Text
 from muonlab.analyze.significance import withheld
 from muonlab.analyze.survey import SurveyPoint
 from muonlab.analyze.transfer_finding import Place, TransferFinding
+from muonlab.report.coordinates import coordinates_table
 from muonlab.report.layout import cell, clean, grid, interval, reasons, spaced
 from muonlab.report.tables import checks_table
 from muonlab.report.text import plural, show
@@ -21,11 +22,14 @@ COST_COLUMNS = (
 def transfer_table(finding: TransferFinding) -> list[RenderableType]:
     """The finding, verdict first: what `transfer` prints when the runs are done."""
     telescoped = finding.final_width is not None
-    return spaced(
+    found = spaced(
         Text(clean(finding.verdict) or "No verdict was drawn.", style="bold"),
         *reasons(finding.checks),
         *([_finals(finding), _stages(finding), _drifts(finding), _costs(finding)] if telescoped else []),
         *([_survey(finding), _slopes(finding)] if finding.survey else []),
+    )
+    checked = [] if finding.coordinates is None else coordinates_table(finding.coordinates)
+    return found + checked + spaced(
         checks_table(finding.checks),
         Text(
             f"{plural(finding.num_runs, 'run')} in this study, {finding.num_failed:,} failed, "
