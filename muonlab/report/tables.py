@@ -298,13 +298,14 @@ def requests_table(runs: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
 
 def _asked(run: Mapping[str, Any]) -> dict[str, Any]:
     """Everything but what has a column of its own, by dotted names."""
-    nested = {prefix: run[field] for prefix, field in (("task.", "task_options"), ("schedule.", "schedule"))}
+    fields = (("task.", "task_options"), ("schedule.", "schedule"), ("base.", "base"))
+    nested = {prefix: run[field] for prefix, field in fields}
     return {
         **run["hyperparameters"],
         **run["conventions"],
         "task": run["task"],
         **{f"{prefix}{name}": value for prefix, values in nested.items() for name, value in values.items()},
-        **{name: run[name] for name in ("batch_tokens", "clip", "precision")},
+        **{name: run[name] for name in ("batch_tokens", "clip", "precision", "parametrization")},
     }
 
 

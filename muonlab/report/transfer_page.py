@@ -5,7 +5,7 @@ from typing import Any
 
 from muonlab.analyze.coordinates import HIDDEN, CoordinateFinding
 from muonlab.analyze.transfer_finding import TransferFinding
-from muonlab.report import coordinates_figures, transfer_figures
+from muonlab.report import coordinates_figures, transfer_figures, transfer_maps
 from muonlab.report.axes import COLUMNS, marks
 from muonlab.report.canvas import looks_of
 from muonlab.report.coordinates import coordinate_sentence, short_layer
@@ -30,8 +30,9 @@ def render(finding: TransferFinding, *, created: str, command: str = "") -> str:
         columns=COLUMNS,
         axes=list(dict.fromkeys(name for arm in finding.arms for name in arm.axes)),
         figures={
-            "meshes": transfer_figures.meshes(finding),
+            "meshes": transfer_maps.meshes(finding),
             "drifts": transfer_figures.drifts(finding, look),
+            "maps": transfer_maps.survey_maps(finding),
             "survey": transfer_figures.survey(finding, look),
         },
         checked=None if finding.coordinates is None else _checked(finding.coordinates),
