@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from muonlab.analyze.survey import SurveyPoint
 from muonlab.analyze.transfer_finding import Place, StageFinding, TransferFinding
-from muonlab.report.axes import frame, log_ticks, set_ticks
+from muonlab.report.axes import frame, log_ticks, panel_size, set_ticks
 from muonlab.report.canvas import INK, Drawing, draw
 from muonlab.report.text import shorten, show
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["meshes", "round_ticks", "survey_maps"]
 
-MESH = (300.0, 250.0)  # CSS pixels
 DEEPEST = 0.1  # nats above the best of a mesh from which on a cell is as dark as can be
 WORSE = "#d55e00"
 Span = tuple[float, float]
@@ -26,10 +25,10 @@ Span = tuple[float, float]
 
 def meshes(finding: TransferFinding) -> list[Drawing]:
     """A heat map for each stage over the first two axes; of a third the best value for each cell."""
-    return [_mesh(one) for one in finding.stages]
+    return [_mesh(one, panel_size(len(finding.stages))) for one in finding.stages]
 
 
-def _mesh(one: StageFinding) -> Drawing:
+def _mesh(one: StageFinding, pixels: Span) -> Drawing:
     names = list(one.points)[:2]
     best: dict[tuple[float, ...], float | None] = {}
     for point in one.mesh:
@@ -49,7 +48,7 @@ def _mesh(one: StageFinding) -> Drawing:
             _paint_optimum(axes, spots, [name in one.complements for name in names])
         _mesh_axes(axes, one, names)
 
-    return draw(f"mesh {one.arm} {one.width}", MESH, alt, paint)
+    return draw(f"mesh {one.arm} {one.width}", pixels, alt, paint)
 
 
 def _paint_cell(
@@ -120,10 +119,11 @@ def round_ticks(axis: "Axis", ends: tuple[float, float], most: int) -> None:
 def survey_maps(finding: TransferFinding) -> list[Drawing]:
     """For each arm the losses over lr and width, above the least at that width."""
     arms = dict.fromkeys(one.arm for one in finding.survey)
-    return [_survey_map(arm, [one for one in finding.survey if one.arm == arm]) for arm in arms]
+    pixels = panel_size(len(arms))
+    return [_survey_map(arm, [one for one in finding.survey if one.arm == arm], pixels) for arm in arms]
 
 
-def _survey_map(arm: str, own: Sequence[SurveyPoint]) -> Drawing:
+def _survey_map(arm: str, own: Sequence[SurveyPoint], pixels: Span) -> Drawing:
     told = ", ".join(f"{show(one.lr, 'value')} at width {one.width:,}" for one in own)
     alt = f"{arm}: losses over opt.lr and width, above the least at that width; the best at {told}."
     lrs = sorted({point.lr for one in own for point in one.points})
@@ -147,4 +147,4 @@ def _survey_map(arm: str, own: Sequence[SurveyPoint]) -> Drawing:
         axes.grid(visible=False)
         axes.set_title(shorten(arm, 26), loc="left", fontweight="bold", color=INK)
 
-    return draw(f"survey map {arm}", MESH, alt, paint)
+    return draw(f"survey map {arm}", pixels, alt, paint)
