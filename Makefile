@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need first.
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-dist test-gpu test-triton test-integrations lint setup mutants calibrate bench ladder
-.PHONY: ladder-page batch batch-page four-variants four-variants-page components routes clean
+.PHONY: ladder-page batch batch-page transfer transfer-page four-variants four-variants-page components routes clean
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
@@ -63,6 +63,13 @@ batch: $(READY)  ## the batch studies of studies/batch*.toml, and their results 
 
 batch-page: $(READY)  ## docs/batch_results.md again, from studies/batch_results.json.gz
 	$(PYTHON) studies/batch.py
+
+transfer: $(READY)  ## the transfer study of studies/transfer.toml, and its results page
+	.venv/bin/muonlab transfer text --config studies/transfer.toml --store transfer.db
+	$(PYTHON) studies/transfer.py --store transfer.db
+
+transfer-page: $(READY)  ## docs/transfer_results.md and its figures again, from studies/transfer_results.json.gz
+	$(PYTHON) studies/transfer.py
 
 ladder-page: $(READY)  ## docs/ladder_results.md again, from studies/ladder_results.json.gz
 	$(PYTHON) studies/ladder.py
