@@ -32,23 +32,25 @@ def script():
 def made():
     """Evidence and records of a study with all its parts."""
     world, layers = World(noise=0.003), coordinate_world.World()
-    evidence = world.study(("adamw", "muon"), survey=True)
+    evidence = world.study(("adamw", "muon"), survey=True, widths=(32, 64, 128), points=5)
     evidence = replace(evidence, coordinates=coordinate_world.checked(layers)[0])
     return evidence, world.records | layers.records
 
 
-@pytest.fixture
-def kept(script, made, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def kept(script, made, tmp_path_factory):
     """What the script keeps of a store."""
     evidence, records = made
-    url = str(tmp_path / "s.db")
+    folder = tmp_path_factory.mktemp("kept")
+    url = str(folder / "s.db")
     with Store(url) as store:
         for record in records.values():
             store.put(record)
-        store.save_study("k" * 64, "transfer", "made up", {}, evidence.to_dict())
-    monkeypatch.setattr(script, "RESULTS", tmp_path / "results.json.gz")
-    script.keep(url)
-    return script.kept()
+        store.save_study("a" * 64, "transfer", "made up", {}, evidence.to_dict())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "RESULTS", folder / "results.json.gz")
+        script.keep(url)
+        return script.kept()
 
 
 def test_what_is_kept_says_the_same_as_the_store(kept, made) -> None:
