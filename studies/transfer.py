@@ -56,18 +56,18 @@ def figures(finding: TransferFinding) -> dict[str, str]:
     look = looks_of([arm.name for arm in finding.arms], finding.baseline)
     found = {}
     if finding.survey:
-        found["transfer_survey.svg"] = sheet(transfer_figures.survey(finding, look), 3, marks(look))
-        found["transfer_maps.svg"] = sheet(transfer_maps.survey_maps(finding), 3)
+        found["transfer_survey.svg"] = sheet(transfer_figures.survey(finding, look), marks(look))
+        found["transfer_maps.svg"] = sheet(transfer_maps.survey_maps(finding))
     if finding.stages:
-        found["transfer_meshes.svg"] = sheet(transfer_maps.meshes(finding), 3)
+        found["transfer_meshes.svg"] = sheet(transfer_maps.meshes(finding))
     if drifts := transfer_figures.drifts(finding, look):
-        found["transfer_drifts.svg"] = sheet(drifts, 2, marks(look))
+        found["transfer_drifts.svg"] = sheet(drifts, marks(look))
     if finding.coordinates is not None:
         layers = coordinates_figures.layer_looks(finding.coordinates)
         legend = {short_layer(layer): mark for layer, mark in marks(layers).items()}
         for name in ("changes", "updates"):
             if drawings := getattr(coordinates_figures, name)(finding.coordinates, layers):
-                found[f"transfer_{name}.svg"] = sheet(drawings, 3, legend)
+                found[f"transfer_{name}.svg"] = sheet(drawings, legend)
     return found
 
 
@@ -195,7 +195,8 @@ def page(finding: TransferFinding, records: Mapping[str, Record], created: str) 
         "every run; `make transfer` makes the runs again. What the words mean is in [transfer](transfer.md),",
         "[parametrization](parametrization.md) and [coordinate check](coordinates.md).",
         "",
-        "Every model here is tiny. Intervals are those of seeds, and of a parabola for what is none.",
+        "Every model here is tiny. Intervals are those of the noise between seeds or, where that is more, of what",
+        "parabolas leave.",
         "",
         f"**{finding.verdict}**",
         "",

@@ -10,6 +10,7 @@ from muonlab.report.canvas import Drawing
 __all__ = ["interval", "sheet", "table", "whole"]
 
 ENTRIES = 4  # of a legend in a row
+ROOM = 920  # CSS pixels, for panels beside each other
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
@@ -32,9 +33,10 @@ def whole(svg: str) -> str:
     return svg.replace("<svg ", f'<svg {spaces} font-family="sans-serif" style="background:#fff" ', 1) + "\n"
 
 
-def sheet(drawings: Sequence[Drawing], columns: int, legend: Mapping[str, Drawing] | None = None) -> str:
+def sheet(drawings: Sequence[Drawing], legend: Mapping[str, Drawing] | None = None) -> str:
     """Drawings of one size in rows, with a legend above, as one file."""
     width, height = _size(drawings[0])
+    columns = int(max(1, ROOM // width))
     parts, entries, top = [], legend or {}, 0
     for i, (name, mark) in enumerate(entries.items()):
         x, y = 16 + i % ENTRIES * width * columns / ENTRIES, 12 + i // ENTRIES * 20

@@ -19,7 +19,7 @@ def test_a_small_study_from_runs_to_report(program, arguments) -> None:
     """It makes the coordinate check, whose runs `train` finds."""
     whole = [*arguments, "--final", "32", "--survey"]
     price = program(*whole, "--dry-run", "--json").json
-    first = program(*whole, "--json").json
+    first = program.start(*whole, "--json").wait(600).json
     assert price["runs"]["least"] <= first["num_runs"] <= price["runs"]["most"]
     assert first["runs_executed"] > 20 and first["report"] == "muonlab-transfer.html"
     assert set(first["best"]) == set(first["drift"]) == set(first["slopes"]) == {"adamw", "muon"}
