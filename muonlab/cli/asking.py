@@ -54,7 +54,7 @@ def ask(
     if kind not in KINDS:
         raise unknown("kind of study", kind, KINDS)
     if kind == "transfer":
-        chosen["coordinates"] = False  # a trainer of one's own tells losses, not what its layers do
+        chosen |= {"coordinates": False, "coordinate_widths": ()}  # a trainer of one's own tells losses only
     config, plan = planned(kind, chosen)
     command = f"muonlab ask {study}"
     wanted = asked(config, plan, command)

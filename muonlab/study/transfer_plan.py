@@ -166,7 +166,9 @@ def _check(config: TransferConfig) -> None:
 def _check_coordinates(config: TransferConfig) -> None:
     further = config.coordinate_widths
     if further and not config.coordinates:
-        raise UsageError("--coordinate-widths are those of the coordinate check, which is left out: name it or them")
+        raise UsageError(
+            "--coordinate-widths are those of the coordinate check, which --no-coordinates leaves out: give one of the two"
+        )
     if further and min(further) < config.widths[0]:
         raise UsageError(
             f"--coordinate-widths {min(further)} is narrower than the base model, the first of --widths "

@@ -55,7 +55,7 @@ def _the_runs_of_the_check_are_those_of_train(program, arguments) -> None:
         (["--final", "32", "--parametrizations", "nup"], "did you mean 'mup'"),
         (["--final", "32", "--ratio", "1"], "ratio"),
         (["--final", "32", "--coordinate-widths", "4"], "narrower than the base model"),
-        (["--final", "32", "--coordinate-widths", "48", "--no-coordinates"], "which is left out"),
+        (["--final", "32", "--coordinate-widths", "48", "--no-coordinates"], "which --no-coordinates leaves out"),
     ],
 )
 def test_bad_input_is_one_line(program, arguments, more, said) -> None:
@@ -72,6 +72,7 @@ final = 512
 survey = true
 hyperparameters = ["opt.lr"]
 points = 7
+coordinate_widths = [96]
 tokens = 1_000_000
 batch_tokens = 10_000
 seeds = 2

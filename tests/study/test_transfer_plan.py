@@ -72,7 +72,7 @@ def test_a_price_counts_every_mesh() -> None:
         ({"settings": {"opt.weight_decay": 0.0}}, "no log mesh"),
         ({"max_runs": 100}, "raise --max-runs"),
         ({"coordinate_widths": (4, 64)}, "--coordinate-widths 4 is narrower than the base model"),
-        ({"coordinate_widths": (64,), "coordinates": False}, "which is left out"),
+        ({"coordinate_widths": (64,), "coordinates": False}, "which --no-coordinates leaves out"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(changes: dict, said: str) -> None:
