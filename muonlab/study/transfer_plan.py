@@ -167,7 +167,7 @@ def _check_coordinates(config: TransferConfig) -> None:
     further = config.coordinate_widths
     if further and not config.coordinates:
         raise UsageError(
-            "--coordinate-widths are those of the coordinate check, which --no-coordinates leaves out: give one of the two"
+            "--coordinate-widths are of the coordinate check, which --no-coordinates leaves out: give one of the two"
         )
     if further and min(further) < config.widths[0]:
         raise UsageError(
