@@ -1,7 +1,8 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need first.
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-dist test-gpu test-triton test-integrations lint setup mutants calibrate bench ladder
-.PHONY: ladder-page batch batch-page features features-page four-variants four-variants-page components routes clean
+.PHONY: ladder-page batch batch-page features features-page transfer transfer-page four-variants four-variants-page
+.PHONY: components routes clean
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
@@ -72,6 +73,13 @@ features: $(READY)  ## the studies of studies/features_*.toml, and their pages; 
 
 features-page: $(READY)  ## docs/features_results_*.md again, from studies/features_*.json.gz
 	$(PYTHON) studies/features.py
+
+transfer: $(READY)  ## the transfer study of studies/transfer.toml, and its results page
+	.venv/bin/muonlab transfer text --config studies/transfer.toml --store transfer.db
+	$(PYTHON) studies/transfer.py --store transfer.db
+
+transfer-page: $(READY)  ## docs/transfer_results.md and its figures again, from studies/transfer_results.json.gz
+	$(PYTHON) studies/transfer.py
 
 ladder-page: $(READY)  ## docs/ladder_results.md again, from studies/ladder_results.json.gz
 	$(PYTHON) studies/ladder.py

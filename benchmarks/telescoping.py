@@ -1,6 +1,8 @@
 """Does telescoping find the settings of a wide model? Made-up landscapes whose optimum drifts by a known a / width.
 
     python benchmarks/telescoping.py --trials 200 --out benchmarks/results/telescoping.json
+    python benchmarks/telescoping.py --axes 1 --out benchmarks/results/telescoping.json     # these rows anew
+    python benchmarks/telescoping.py --axes 2 --noise 0.01 --seeds 8 --trials 100
 
 The real protocol runs on losses by formula. Beside it, at the cost of its tuning runs: the first grid alone on more
 seeds; random search and TPE (Optuna, if it is there) at the final width and at the last width that was meshed. A run
@@ -95,12 +97,12 @@ class World:
         return Record(spec=spec, outcome="ok", final_loss=loss, tokens=spec.horizon_tokens)
 
 
-def run(job: tuple[int, int, float]) -> dict[str, Any]:
+def run(job: tuple[int, int, float, int]) -> dict[str, Any]:
     """Regrets of all methods in one trial."""
-    trial, num_axes, noise = job
+    trial, num_axes, noise, num_seeds = job
     rng = np.random.default_rng([trial, num_axes, round(1e6 * noise)])
     landscape = Landscape.draw(rng, num_axes, noise)
-    world, rules = World(landscape, trial), TransferRules(baseline="made up", widths=WIDTHS, final_width=FINAL)
+    world, rules = World(landscape, trial), rules_of(num_seeds)
     evidence = drive(transfer([subject(num_axes)], rules), world)
     arm = evidence.arms[0]
     place = [math.log(float(arm.settings[h.name])) for h in AXES[:num_axes]]  # type: ignore[arg-type]
@@ -113,6 +115,11 @@ def run(job: tuple[int, int, float]) -> dict[str, Any]:
     regrets = {name: landscape.regret(where, FINAL) for name, where in found.items()}
     edges = sum(bool(stage.edges) for stage in arm.stages)
     return {"regrets": regrets, "cost": budget, "edges": edges}
+
+
+def rules_of(num_seeds: int) -> TransferRules:
+    seeds = tuple(range(1000, 1000 + num_seeds))
+    return TransferRules(baseline="made up", widths=WIDTHS, final_width=FINAL, seeds=seeds)
 
 
 def subject(num_axes: int) -> Subject:
@@ -171,8 +178,8 @@ def tpe(landscape: Landscape, rng: np.random.Generator, width: int, budget: floa
     return np.array([study.best_params[str(i)] for i in range(len(landscape.best))])
 
 
-def summary(num_axes: int, noise: float, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    rules = TransferRules(baseline="", widths=WIDTHS)
+def summary(num_axes: int, noise: float, num_seeds: int, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    rules = rules_of(num_seeds)
     grid = rules.points**num_axes * len(rules.seeds) * (FINAL / WIDTHS[0]) ** 2
     methods = {}
     for name in trials[0]["regrets"]:
@@ -185,7 +192,7 @@ def summary(num_axes: int, noise: float, trials: Sequence[Mapping[str, Any]]) ->
         }
     cost = statistics.mean(trial["cost"] for trial in trials)
     return {
-        "num_axes": num_axes, "noise_nats": noise, "trials": len(trials), "methods": methods,
+        "num_axes": num_axes, "noise_nats": noise, "num_seeds": num_seeds, "trials": len(trials), "methods": methods,
         "mean_cost_in_final_runs": cost / (FINAL / WIDTHS[0]) ** 2, "share_of_grid_at_final": cost / grid,
         "trials_ending_on_an_edge": sum(trial["edges"] > 0 for trial in trials),
         "met": methods["telescoping"]["share_enough"] >= TARGET_SHARE,
@@ -196,19 +203,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--axes", type=int, help="only rows of so many; the others stay as they are in --out")
+    parser.add_argument("--noise", type=float, help="only rows of that noise; the others stay as they are in --out")
+    parser.add_argument("--seeds", type=int, default=2, help="of every point")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    rows = []
+    known = json.loads(arguments.out.read_text())["rows"] if arguments.out and arguments.out.exists() else []
+    rows = {(row["num_axes"], row["noise_nats"], row["num_seeds"]): row for row in known}
     with ProcessPoolExecutor(arguments.workers) as pool:
         for num_axes, noise in CASES:
-            started = time.perf_counter()
-            jobs = [(trial, num_axes, noise) for trial in range(arguments.trials)]
-            row = summary(num_axes, noise, list(pool.map(run, jobs, chunksize=4)))
-            rows.append({**row, "seconds": round(time.perf_counter() - started, 1)})
+            if arguments.axes not in (None, num_axes) or arguments.noise not in (None, noise):
+                continue
+            started, num_seeds = time.perf_counter(), arguments.seeds
+            jobs = [(trial, num_axes, noise, num_seeds) for trial in range(arguments.trials)]
+            row = summary(num_axes, noise, num_seeds, list(pool.map(run, jobs, chunksize=4)))
+            rows[num_axes, noise, num_seeds] = {**row, "seconds": round(time.perf_counter() - started, 1)}
             shares = ", ".join(f"{name} {method['share_enough']:.1%}" for name, method in row["methods"].items())
             print(f"{num_axes} axes, noise {noise:g}: {shares}", file=sys.stderr)
     document = {
-        "widths": WIDTHS, "final_width": FINAL, "enough_nats": ENOUGH_NATS, "target_share": TARGET_SHARE, "rows": rows,
+        "widths": WIDTHS, "final_width": FINAL, "enough_nats": ENOUGH_NATS, "target_share": TARGET_SHARE,
+        "rows": [rows[case] for case in sorted(rows)],
     }  # fmt: skip
     text = json.dumps(document, indent=2) + "\n"
     if arguments.out:

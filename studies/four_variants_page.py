@@ -26,7 +26,7 @@ from four_variants import (
     samples,
 )
 from numpy.typing import NDArray
-from writing import table
+from writing import table, whole
 
 from muonlab.records import Record
 from muonlab.report.canvas import HUES, draw
@@ -201,9 +201,7 @@ def figure(found: dict[Arm, Cells], target: float) -> str:
         axes.legend(frameon=False, fontsize=9.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
     alt = f"Samples until the running mean is {target:g}, by batch, learning rate tuned for each: measured, and bounds"
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    svg = draw("four-variants", (720, 400), alt, paint).svg
-    return svg.replace("<svg ", f'<svg {spaces} font-family="sans-serif" style="background:#fff" ', 1) + "\n"
+    return whole(draw("four-variants", (720, 400), alt, paint).svg)
 
 
 def finite(values: Iterable[float]) -> list[float]:

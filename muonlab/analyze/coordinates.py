@@ -17,7 +17,7 @@ from muonlab.records.watch import CHANGE, UPDATE
 
 __all__ = [
     "BOUND", "HIDDEN", "Checked", "CoordinateFinding", "Predicted", "Slope", "WidthFit", "analyze", "fit_width",
-    "kind_of_layer",
+    "kind_of_layer", "verdict_parts",
 ]  # fmt: skip
 
 BOUND = 0.1  # on a power of the width: a factor of 1.23 over a factor of 8. Ours
@@ -125,6 +125,15 @@ def analyze(evidence: CoordinateEvidence, records: Records) -> CoordinateFinding
         slopes=tuple(slope for pair in pairs for slope in slopes[pair]),
         config=evidence.config,
     )
+
+
+def verdict_parts(finding: CoordinateFinding) -> list[str]:
+    """Which optimizers and parametrizations pass, which fail, and of which nothing can be said."""
+    parts = []
+    for verdict, word in {"passed": "passed by", "failed": "failed by", "unresolved": "unresolved for"}.items():
+        own = [f"{one.name} {one.parametrization}" for one in finding.checks if one.verdict == verdict]
+        parts += [f"{word} {', '.join(own)}"] if own else []
+    return parts
 
 
 def fit_width(points: Sequence[tuple[float, float]]) -> WidthFit:

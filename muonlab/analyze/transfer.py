@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from muonlab.analyze import coordinates
 from muonlab.analyze.findings import Contrast
 from muonlab.analyze.optima import regret_nats, value_at
 from muonlab.analyze.significance import contrast, judge, mean_interval, pooled_noise
@@ -52,6 +53,7 @@ def analyze(evidence: TransferEvidence, records: Records) -> TransferFinding:
         cost_ratio=None if None in grids else sum(arm.flops for arm in arms) / sum(grid or 0.0 for grid in grids),
         survey=tuple(point for points, _ in surveyed for point in points),
         slopes=tuple(slope for _, slope in surveyed),
+        coordinates=None if evidence.coordinates is None else coordinates.analyze(evidence.coordinates, records),
         checks=(),
         num_runs=len(used),
         num_failed=sum(record.outcome == "failed" for record in used),

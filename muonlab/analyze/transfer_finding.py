@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from muonlab.analyze.coordinates import CoordinateFinding
 from muonlab.analyze.findings import Check, Contrast
 from muonlab.analyze.survey import Slope, SurveyPoint
 from muonlab.records.spec import Value
@@ -109,6 +110,7 @@ class TransferFinding:
     cost_ratio: float | None  # of all arms together
     survey: tuple[SurveyPoint, ...]
     slopes: tuple[Slope, ...]
+    coordinates: CoordinateFinding | None  # None: the check was left out
     checks: tuple[Check, ...]
     num_runs: int
     num_failed: int

@@ -53,6 +53,8 @@ def ask(
     kind = chosen.pop("kind", next((k for key, k in KIND_BY_KEY.items() if key in chosen), "comparison"))
     if kind not in KINDS:
         raise unknown("kind of study", kind, KINDS)
+    if kind == "transfer":
+        chosen |= {"coordinates": False, "coordinate_widths": ()}  # a trainer of one's own tells losses only
     config, plan = planned(kind, chosen)
     command = f"muonlab ask {study}"
     wanted = asked(config, plan, command)
@@ -173,6 +175,8 @@ def _run(spec: "RunSpec", watch: "Watch") -> dict[str, Any]:
         "conventions": catalog.conventions(cls, spec.hyperparameters),
         "task": spec.task,
         "task_options": dict(spec.task_options),
+        "parametrization": spec.parametrization if spec.is_parametrized else "standard",
+        "base": dict(spec.base) if spec.is_parametrized else {},
         "tokens": spec.horizon_tokens,
         "batch_tokens": spec.batch_tokens,
         "num_steps": spec.num_steps,

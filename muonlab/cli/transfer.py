@@ -38,6 +38,15 @@ def transfer(
     survey: Annotated[
         bool, typer.Option("--survey", help="Also the whole lr grid at every width; without --final only that.")
     ] = False,
+    no_coordinates: Annotated[
+        bool, typer.Option("--no-coordinates", help="Leave out the coordinate check that comes first.")
+    ] = False,
+    coordinate_widths: Annotated[
+        str | None,
+        typer.Option(
+            "--coordinate-widths", metavar="N,...", help="Further widths for that check, whose runs are 8 steps."
+        ),
+    ] = None,
     points: Annotated[
         int | None,
         typer.Option("--points", min=3, help="Of each hyperparameter at the first width.", show_default="7"),
@@ -73,16 +82,19 @@ def transfer(
 ) -> None:
     """Hyperparameters for a wide model from narrow ones, by telescoping; and whether the best lr moves with the width.
 
-    1. A whole grid at the first width. 2. At each wider one a smaller and finer grid that costs as much, around the
-    optimum and as far as it may have drifted. 3. From the drift the settings at --final, and runs with them on fresh
-    seeds. The base model of a parametrization is that of the first width.
+    1. The coordinate check: a few steps at every width, with predictions made before. 2. A whole grid at the first
+    width. 3. At each wider one a smaller and finer grid that costs as much, around the optimum and as far as it may
+    have drifted. 4. From the drift the settings at --final, and runs with them on fresh seeds. The base model of a
+    parametrization is that of the first width.
 
     Results are kept in the store: the same command again runs nothing, and after an interruption it goes on.
     """
     flags = {
         "task": task, "optimizers": names(optimizers), "baseline": baseline, "data": paths(data),
         "widths": whole_numbers("--widths", widths), "final": final, "parametrizations": names(parametrizations),
-        "tune": names(hyperparameters), "survey": survey or None, "points": points, "ratio": ratio,
+        "tune": names(hyperparameters), "survey": survey or None,
+        "coordinates": False if no_coordinates else None,
+        "coordinate_widths": whole_numbers("--coordinate-widths", coordinate_widths), "points": points, "ratio": ratio,
         "horizon_tokens": tokens, "batch_tokens": batch_tokens, "num_seeds": seeds, "first_seed": seed,
         "max_runs": max_runs, "device": device,
     }  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from muonlab.records.coordinate_evidence import CoordinateEvidence
 from muonlab.records.evidence import Trial, tuples
 from muonlab.records.spec import Value
 
@@ -52,10 +53,15 @@ class TransferEvidence:
     tuning_seeds: tuple[int, ...] = ()
     final_seeds: tuple[int, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
-    coordinates: Mapping[str, Any] | None = None  # evidence of a coordinate check that was made along with it
+    coordinates: CoordinateEvidence | None = None  # None: the check was left out
 
     def record_keys(self) -> tuple[str, ...]:
         """Every record that played a part, each once."""
+        checked = self.coordinates.record_keys() if self.coordinates else ()
+        return tuple(dict.fromkeys([*self.arm_keys(), *checked]))
+
+    def arm_keys(self) -> tuple[str, ...]:
+        """The records of all arms, without those of the coordinate check, each once."""
         keys = [key for arm in self.arms for trial in arm.trials() for key in trial.keys]
         return tuple(dict.fromkeys([*keys, *(key for arm in self.arms for key in arm.final)]))
 
@@ -73,7 +79,9 @@ class TransferEvidence:
     def from_dict(cls, values: Mapping[str, Any]) -> "TransferEvidence":
         """Inverse of `to_dict`, also after a trip through JSON."""
         plain = {name: tuples(values[name]) for name in ("widths", "tuning_seeds", "final_seeds")}
-        return cls(**{**values, **plain, "arms": tuple(map(_arm, values["arms"]))})
+        check = values.get("coordinates")
+        coordinates = None if check is None else CoordinateEvidence.from_dict(check)
+        return cls(**{**values, **plain, "arms": tuple(map(_arm, values["arms"])), "coordinates": coordinates})
 
 
 def _arm(values: Mapping[str, Any]) -> TransferArm:

@@ -40,6 +40,7 @@ class Watch:
     probe: bool = False  # fit a linear probe to what the last layer gives before the first step, `PROBED`
     weights: bool = False  # leave the last weights where runs that start from them find them
     seeds: frozenset[int] = frozenset()  # of the runs that are looked at; none = all
+    runs: frozenset[str] = frozenset()  # keys of those that are looked at; none = all
     tasks: frozenset[tuple[str, str]] = frozenset()  # task and data fingerprint of these runs; none = all
     other: "Watch | None" = None  # what is looked at in all other runs
 
@@ -51,6 +52,7 @@ class Watch:
         """What is looked at in that run."""
         mine = not self.seeds or spec.seed in self.seeds
         mine &= not self.tasks or (spec.task, spec.data_fingerprint) in self.tasks
+        mine &= not self.runs or spec.key in self.runs
         return self if mine else self.other.of(spec) if self.other else Watch()
 
     def steps(self, spec: RunSpec) -> frozenset[int]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from muonlab.analyze.coordinates import HIDDEN, CoordinateFinding, Predicted, Slope, WidthFit
+from muonlab.analyze.coordinates import HIDDEN, CoordinateFinding, Predicted, Slope, WidthFit, verdict_parts
 from muonlab.records import Record
 from muonlab.records.coordinate_evidence import Prediction
 from muonlab.records.watch import CHANGE, UPDATE, Series
@@ -38,12 +38,8 @@ def coordinates_table(finding: CoordinateFinding) -> list[RenderableType]:
 
 def coordinate_sentence(finding: CoordinateFinding) -> str:
     """Which pass, which fail, and of which nothing can be said."""
-    parts = []
-    for verdict, word in {"passed": "passed by", "failed": "failed by", "unresolved": "unresolved for"}.items():
-        own = [f"{one.name} {one.parametrization}" for one in finding.checks if one.verdict == verdict]
-        parts += [f"{word} {', '.join(own)}"] if own else []
-    span = f"{finding.widths[0]:,} to {finding.widths[-1]:,}"
-    return f"Coordinate check, widths {span}, after {plural(finding.step, 'step')}: {'; '.join(parts)}."
+    span, parts = f"{finding.widths[0]:,} to {finding.widths[-1]:,}", "; ".join(verdict_parts(finding))
+    return f"Coordinate check, widths {span}, after {plural(finding.step, 'step')}: {parts}."
 
 
 def _checks(finding: CoordinateFinding) -> RenderableType:

@@ -81,7 +81,7 @@ def _panels(
             for one in (one for one in own if one.layer != HIDDEN):
                 _paint_line(axes, finding.widths, one, look[one.layer])
             labels = [show(width, "count") for width in finding.widths]
-            set_ticks(axes.xaxis, finding.widths, labels, pixels[0] / 62)
+            set_ticks(axes.xaxis, finding.widths, labels, pixels[0] / 44)
             ticks = log_ticks(*limits)
             set_ticks(axes.yaxis, ticks, [f"{tick:g}" for tick in ticks])
             axes.set(xlabel="width", ylabel=label)

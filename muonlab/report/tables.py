@@ -301,13 +301,13 @@ def _asked(run: Mapping[str, Any]) -> dict[str, Any]:
     schedule = dict(run["schedule"])
     if schedule["kind"] != "wsd":
         del schedule["decay_fraction"]  # which only wsd reads
-    nested = {"task.": run["task_options"], "schedule.": schedule}
+    nested = {"task.": run["task_options"], "schedule.": schedule, "base.": run["base"]}
     return {
         **run["hyperparameters"],
         **run["conventions"],
         "task": run["task"],
         **{f"{prefix}{name}": value for prefix, values in nested.items() for name, value in values.items()},
-        **{name: run[name] for name in ("batch_tokens", "clip", "precision")},
+        **{name: run[name] for name in ("batch_tokens", "clip", "precision", "parametrization")},
     }
 
 

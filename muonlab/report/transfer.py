@@ -4,8 +4,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from muonlab.analyze.significance import withheld
-from muonlab.analyze.survey import SurveyPoint
 from muonlab.analyze.transfer_finding import Place, TransferFinding
+from muonlab.report.coordinates import coordinates_table
 from muonlab.report.layout import cell, clean, grid, interval, reasons, spaced
 from muonlab.report.tables import checks_table
 from muonlab.report.text import plural, show
@@ -21,18 +21,25 @@ COST_COLUMNS = (
 def transfer_table(finding: TransferFinding) -> list[RenderableType]:
     """The finding, verdict first: what `transfer` prints when the runs are done."""
     telescoped = finding.final_width is not None
-    return spaced(
+    found = spaced(
         Text(clean(finding.verdict) or "No verdict was drawn.", style="bold"),
         *reasons(finding.checks),
         *([_finals(finding), _stages(finding), _drifts(finding), _costs(finding)] if telescoped else []),
         *([_survey(finding), _slopes(finding)] if finding.survey else []),
-        checks_table(finding.checks),
-        Text(
-            f"{plural(finding.num_runs, 'run')} in this study, {finding.num_failed:,} failed, "
-            f"{show(finding.total_tokens, 'tokens')} tokens, {show(finding.total_flops, 'tokens')} flops in all. "
-            "Intervals are 95 %, of the noise between seeds.",
-            style="dim",
-        ),
+    )
+    checked = [] if finding.coordinates is None else coordinates_table(finding.coordinates)
+    return (
+        found
+        + checked
+        + spaced(
+            checks_table(finding.checks),
+            Text(
+                f"{plural(finding.num_runs, 'run')} in this study, {finding.num_failed:,} failed, "
+                f"{show(finding.total_tokens, 'tokens')} tokens, {show(finding.total_flops, 'tokens')} flops in all. "
+                "Intervals are 95 %, of the noise between seeds.",
+                style="dim",
+            ),
+        )
     )
 
 
@@ -52,29 +59,32 @@ def _finals(finding: TransferFinding) -> RenderableType:
 
 
 def _stages(finding: TransferFinding) -> RenderableType:
-    """The optimum of each mesh; where a window was extended a plus, where it ends on an edge the word."""
-    table = grid("Optimum by width, with 95 % intervals, and what finding it took")
-    for heading in ("optimizer", "width", "grid", "optimum", "runs", "tokens", "flops", ""):
-        table.add_column(
-            heading, justify="left" if heading in ("optimizer", "optimum", "") else "right", overflow="fold"
-        )
+    """The optimum of each mesh, a row for each hyperparameter; where a window was extended or ends on an edge, that."""
+    table = grid("Optimum by width, and what finding it took")
+    headings = ("optimizer", "width", "grid", "runs", "hyperparameter", "optimum", "95 % interval")
+    numbers = ("width", "grid", "runs", "optimum")
+    for heading in headings:
+        whole = heading != "optimizer"
+        table.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold", no_wrap=whole)
     last = ""
     for one in finding.stages:
-        places = "\n".join(f"{name} {place_text(place)}" for name, place in one.optimum.items())
-        notes = [f"lost {one.num_lost}"] if one.num_lost else []
-        notes += [f"extended {name}" for name in one.extended] + [f"edge {name}" for name in one.edges]
-        notes += [] if one.fitted else ["no parabola"]
-        table.add_row(
-            cell("" if one.arm == last else one.arm), f"{one.width:,}", "x".join(map(str, one.points.values())),
-            cell(places or "-"), f"{one.num_runs:,}", show(one.tokens, "tokens"), show(one.flops, "tokens"),
-            cell("\n".join(notes)),
-        )  # fmt: skip
-        last = one.arm
+        name = "" if one.arm == last else one.arm
+        shape, last = "x".join(map(str, one.points.values())), one.arm
+        head = [name, f"{one.width:,}", shape, f"{one.num_runs:,}"]
+        lost = [f"lost {one.num_lost}"] if one.num_lost else []
+        lost += [] if one.fitted else ["no parabola"]
+        for axis in one.points:
+            place = one.optimum.get(axis)
+            notes = lost + (["extended"] if axis in one.extended else []) + (["edge"] if axis in one.edges else [])
+            value, ends = ("-", "") if place is None else place_words(place)
+            table.add_row(*map(cell, (*head, axis, value, "\n".join(filter(None, [ends, ", ".join(notes)])))))
+            head, lost = [""] * len(head), []
     return table
 
 
-def place_text(place: Place) -> str:
-    return f"{show(place.value, 'value3')}\n  {interval(place.low, place.high, 'value3')}"
+def place_words(place: Place) -> tuple[str, str]:
+    """The value, and its interval."""
+    return show(place.value, "value3"), interval(place.low, place.high, "value3")
 
 
 def _drifts(finding: TransferFinding) -> RenderableType:
@@ -84,8 +94,8 @@ def _drifts(finding: TransferFinding) -> RenderableType:
     for one in finding.drifts:
         table.add_row(
             cell(one.arm), cell(one.hyperparameter), show(one.rate, "bare") if one.low is not None else "-",
-            cell(interval(one.low, one.high, neither="-") + ("" if one.lawful else "\nnot as 1 / width")),
-            cell(place_text(one.predicted)), show(one.used, "value3"),
+            cell(interval(one.low, one.high, neither="-") + ("" if one.lawful else "\nnot 1 / width")),
+            cell("\n".join(place_words(one.predicted))), show(one.used, "value3"),
         )  # fmt: skip
     return table
 
@@ -108,22 +118,17 @@ def _costs(finding: TransferFinding) -> RenderableType:
 
 
 def _survey(finding: TransferFinding) -> RenderableType:
-    """A row for each arm, a column for each width."""
-    table = grid("Best lr by width, the whole grid at each, with 95 % intervals")
-    table.add_column("optimizer", overflow="fold")
-    for width in finding.widths:
-        table.add_column(f"{width:,}", overflow="fold")
-    for name in dict.fromkeys(one.arm for one in finding.survey):
-        own = {one.width: one for one in finding.survey if one.arm == name}
-        table.add_row(cell(name), *(cell(_lr(own[width])) for width in finding.widths))
+    table = grid("Best lr by width, the whole grid at each")
+    for heading in ("optimizer", "width", "best lr", "95 % interval", "least loss", ""):
+        left = heading in ("optimizer", "95 % interval", "")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold")
+    last = ""
+    for one in finding.survey:
+        found = ("-", "") if one.lr is None else place_words(Place(value=one.lr, low=one.low, high=one.high))
+        name, last = "" if one.arm == last else one.arm, one.arm
+        row = (name, f"{one.width:,}", *found, show(one.loss, "loss"), one.flag)
+        table.add_row(*map(cell, row))
     return table
-
-
-def _lr(one: SurveyPoint) -> str:
-    if one.lr is None:
-        return "all lost"
-    parts = [show(one.lr, "value3"), interval(one.low, one.high, "value3"), one.flag]
-    return "\n".join(filter(None, parts))
 
 
 def _slopes(finding: TransferFinding) -> RenderableType:

@@ -1,116 +1,23 @@
-"""Figures of a transfer study: the meshes of every width, the optimum against the width, and the survey of lr."""
+"""Figures of a transfer study: the optimum against the width, and the survey of lr."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from muonlab.analyze.survey import SurveyPoint
-from muonlab.analyze.transfer_finding import DriftFinding, Place, StageFinding, TransferFinding
-from muonlab.report.axes import dodge, frame, log_ticks, panel_size, set_ticks
+from muonlab.analyze.transfer_finding import DriftFinding, Place, TransferFinding
+from muonlab.report.axes import dodge, frame, panel_size, set_ticks
 from muonlab.report.canvas import INK, MUTED, Drawing, Look, draw
 from muonlab.report.text import shorten, show
+from muonlab.report.transfer_maps import round_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["drifts", "meshes", "survey"]
+__all__ = ["drifts", "survey"]
 
 Looks = Mapping[str, Look]
-
-MESH = (300.0, 250.0)  # CSS pixels
-DEEPEST = 0.1  # nats above the best of a mesh from which on a cell is as dark as can be
-WORSE = "#d55e00"
-
-
-def meshes(finding: TransferFinding) -> list[Drawing]:
-    """A heat map for each stage over the first two axes; of a third the best value for each cell."""
-    return [_mesh(one) for one in finding.stages]
-
-
-def _mesh(one: StageFinding) -> Drawing:
-    names = list(one.points)[:2]
-    best: dict[tuple[float, ...], float | None] = {}
-    for point in one.mesh:
-        place = tuple(float(point.values[name]) for name in names)  # type: ignore[arg-type]
-        known = [loss for loss in (best.get(place), point.mean) if loss is not None]
-        best[place] = min(known, default=None)
-    where = ", ".join(f"{name} {show(place.value, 'value')}" for name, place in one.optimum.items())
-    alt = f"{one.arm} at width {one.width:,}: losses of {len(one.mesh)} points, from {show(one.loss, 'loss')}; optimum "
-    alt += f"at {where or 'no place, since every run was lost'}."
-
-    def paint(figure: "Figure") -> None:
-        axes = frame(figure, left=58)
-        for place, loss in best.items():
-            _paint_cell(axes, one, names, place, loss)
-        if one.optimum:
-            spots = [one.optimum[name] for name in names]
-            _paint_optimum(axes, spots, [name in one.complements for name in names])
-        _mesh_axes(axes, one, names)
-
-    return draw(f"mesh {one.arm} {one.width}", MESH, alt, paint)
-
-
-def _paint_cell(
-    axes: "Axes", one: StageFinding, names: Sequence[str], place: tuple[float, ...], loss: float | None
-) -> None:
-    """A rectangle, the darker the higher its loss; crossed where a run was lost."""
-    from matplotlib.patches import Rectangle
-
-    spans = []
-    for name, value in zip(names, place, strict=True):
-        root = math.sqrt(one.ratios[name])
-        left = 1 - value if name in one.complements else value
-        ends = sorted((left / root, left * root))
-        spans.append((ends[0], ends[1]))
-    if len(spans) == 1:
-        spans.append((0.0, 1.0))
-    (x, right), (y, top) = spans
-    above = DEEPEST if loss is None or one.loss is None else loss - one.loss
-    shade = min(1.0, max(0.0, above) / DEEPEST)
-    axes.add_patch(
-        Rectangle(
-            (x, y), right - x, top - y, facecolor=WORSE, alpha=0.06 + 0.84 * math.sqrt(shade), edgecolor="white", lw=1
-        )
-    )
-    if loss is None:
-        middle = math.sqrt(y * top) if y > 0 else 0.5
-        axes.plot([math.sqrt(x * right)], [middle], "x", color=INK, ms=6, mew=1.4)
-
-
-def _paint_optimum(axes: "Axes", spots: Sequence[Place], others: Sequence[bool]) -> None:
-    """A ring, and its interval along each axis."""
-    at = [1 - one.value if other else one.value for one, other in zip(spots, others, strict=True)]
-    x, y = at[0], at[1] if len(at) > 1 else 0.5
-    for i, (one, other) in enumerate(zip(spots, others, strict=True)):
-        if one.low is None or one.high is None:
-            continue
-        ends = [1 - one.low, 1 - one.high] if other else [one.low, one.high]
-        axes.plot(*((ends, [y, y]) if i == 0 else ([x, x], ends)), color=INK, lw=1.2)
-    axes.plot([x], [y], "o", ms=8, mfc="white", mec=INK, mew=1.4, zorder=5)
-
-
-def _mesh_axes(axes: "Axes", one: StageFinding, names: Sequence[str]) -> None:
-    for i, name in enumerate(names):
-        other = name in one.complements
-        ends = sorted(1 - end if other else end for end in one.window[name])
-        (axes.set_xscale if i == 0 else axes.set_yscale)("log")
-        (axes.set_xlim if i == 0 else axes.set_ylim)(*ends)
-        axis = axes.xaxis if i == 0 else axes.yaxis
-        _round_ticks(axis, (ends[0], ends[1]), 4)
-        axis.set_label_text(shorten(f"1 - {name}" if other else name, 24))
-    if len(names) == 1:
-        axes.set_ylim(0, 1)
-        axes.set_yticks([])
-    axes.grid(visible=False)
-    axes.set_title(f"{shorten(one.arm, 20)}, width {one.width:,}", loc="left", fontweight="bold", color=INK)
-
-
-def _round_ticks(axis: "Axis", ends: tuple[float, float], most: int) -> None:
-    """None where nothing is drawn, so that the axis has no log scale to speak of."""
-    ticks = log_ticks(*ends, most) if ends[0] > 0 else []
-    set_ticks(axis, ticks, [f"{tick:g}" for tick in ticks])
 
 
 def drifts(finding: TransferFinding, look: Looks) -> list[Drawing]:
@@ -150,7 +57,7 @@ def _drift(finding: TransferFinding, name: str, look: Looks, pixels: tuple[float
         _width_axis(axes, sorted({*finding.widths, int(span[1])}), span)
         axes.set_yscale("log")
         axes.margins(y=0.12)
-        _round_ticks(axes.yaxis, axes.get_ylim(), 6)
+        round_ticks(axes.yaxis, axes.get_ylim(), 6)
         axes.set_ylabel(shorten(name, 24))
 
     return draw(f"drift {name}", pixels, alt, paint)
@@ -211,7 +118,7 @@ def _curves(finding: TransferFinding, arm: str, look: Look, pixels: tuple[float,
         axes.set_xscale("log")
         axes.set_xlim(min(lrs) / 2, max(lrs) * 1.3)
         _floor(axes, own)
-        _round_ticks(axes.xaxis, axes.get_xlim(), 5)
+        round_ticks(axes.xaxis, axes.get_xlim(), 5)
         axes.set_xlabel("opt.lr")
         axes.set_title(shorten(arm, 26), loc="left", fontweight="bold", color=INK)
 
@@ -250,7 +157,7 @@ def _best_lr(finding: TransferFinding, look: Looks, pixels: tuple[float, float])
         _width_axis(axes, finding.widths, span)
         axes.set_yscale("log")
         axes.margins(y=0.12)
-        _round_ticks(axes.yaxis, axes.get_ylim(), 6)
+        round_ticks(axes.yaxis, axes.get_ylim(), 6)
         axes.set_title("best opt.lr", loc="left", fontweight="bold", color=INK)
 
     return draw("survey best lr", pixels, alt, paint)

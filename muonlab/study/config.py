@@ -120,6 +120,8 @@ class TransferConfig(StudyConfig):
     points: int = Field(7, ge=3)  # of each axis at the first width
     ratio: float = Field(2.0, gt=1)  # between neighbours there
     survey: bool = False
+    coordinates: bool = True  # the coordinate check first
+    coordinate_widths: tuple[int, ...] = ()  # at which it is made besides `widths` and `final`
     num_seeds: int = Field(3, ge=2, le=100)
     tuning_seeds: int = Field(2, ge=2, le=100)
     max_runs: int = Field(2000, ge=1)  # of an arm, without the final ones

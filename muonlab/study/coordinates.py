@@ -67,7 +67,9 @@ class CoordinatePlan:
 
     @property
     def watch(self) -> Watch:
-        return Watch(coordinates=frozenset(self.steps))
+        """Of its own runs alone, so that a study may make others along with them."""
+        keys = frozenset(spec.key for specs in self.cells().values() for spec in specs)
+        return Watch(coordinates=frozenset(self.steps), runs=keys)
 
     def protocol(self, asked: Mapping[str, Any]) -> Protocol[CoordinateEvidence]:
         """The check, with what was asked for as its config."""
@@ -78,11 +80,15 @@ class CoordinatePlan:
         at = parametrized(self.bases[name], kind, width, self.widths[0])
         return [at.set({"seed": seed}) for seed in self.seeds]
 
+    def cells(self) -> dict[tuple[str, str, int], list[RunSpec]]:
+        """(optimizer, parametrization, width) -> a run per seed."""
+        return {cell: self.specs(*cell) for cell in product(self.bases, self.parametrizations, self.widths)}
+
     def price(self) -> Price:
         """What it takes: runs that are the same in two parametrizations, those at the base width, are made once."""
         parts, seen = [], set()
-        for name, kind, width in product(self.bases, self.parametrizations, self.widths):
-            specs = [spec for spec in self.specs(name, kind, width) if spec.key not in seen]
+        for own in self.cells().values():
+            specs = [spec for spec in own if spec.key not in seen]
             seen |= {spec.key for spec in specs}
             tokens = float(sum(spec.horizon_tokens for spec in specs))
             parts += [Part(specs[0], tokens, tokens)] if specs else []
@@ -143,7 +149,7 @@ def parametrized(spec: RunSpec, kind: str, width: int, base_width: int) -> RunSp
 
 def check_coordinates(plan: CoordinatePlan, asked: Mapping[str, Any]) -> Protocol[CoordinateEvidence]:
     """All runs at once: nothing here is decided by what another gave."""
-    cells = {key: plan.specs(*key) for key in product(plan.bases, plan.parametrizations, plan.widths)}
+    cells = plan.cells()
     yield list({spec.key: spec for specs in cells.values() for spec in specs}.values())
     return CoordinateEvidence(
         task=next(iter(plan.bases.values())).task,

@@ -214,7 +214,7 @@ def _bases(config: ComparisonConfig, found: Mapping[str, catalog.OptimizerInfo])
     own = {name.partition(".")[2]: v for name, v in config.settings.items() if name.startswith("task.")}
     data = tuple(str(Path(path).absolute()) for path in config.data)
     task = tasks.resolve(info.name, own, data, info.source)
-    if base := base_options(config.settings, external=external):
+    if base := base_options(config.settings):
         tasks.resolve(info.name, {**own, **base}, data, info.source)
     if not tasks.is_ours(info.name):
         rehearse(task)

@@ -184,14 +184,12 @@ def check_names(optimizers: Sequence[catalog.Named], base: RunSpec, names: Seque
             raise unknown("coordinate to tune", name, valid)
 
 
-def base_options(settings: Mapping[str, Value], *, external: bool = False) -> dict[str, Value]:
+def base_options(settings: Mapping[str, Value]) -> dict[str, Value]:
     """The task options that make the base model another, from the settings `base.*`.
 
-    Raises   UsageError where they would have no effect: no parametrization is named, or somebody else trains
+    Raises   UsageError where they would have no effect, since no parametrization is named
     """
     found = {name.partition(".")[2]: value for name, value in settings.items() if name.startswith("base.")}
-    if found and external:
-        raise UsageError("base.* has no effect on a task that is trained elsewhere: leave it out")
     if found and settings.get("parametrization", "standard") == "standard":
         raise UsageError("base.* is the base model of a parametrization: add --set parametrization=spectral (or mup)")
     return found

@@ -28,6 +28,7 @@ from muonlab.study.telescoping import (
 __all__ = ["Subject", "TransferRules", "transfer"]
 
 LR = "opt.lr"
+LEAST_WIDTHS = 3  # that are meshed, with two points an axis at least: two optima leave nothing over to tell a drift by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,14 @@ class TransferRules:
             raise UsageError(f"final seeds must not be used for tuning: {shared} are")
 
     def stages(self, num_axes: int) -> list[tuple[int, int]]:
-        """(width, points per axis) of the meshes before any extension; where one point is left nothing is chosen."""
-        found = [(width, num_points(self.points, self.widths[0], width, num_axes)) for width in self.widths]
-        return [one for one in found if one[1] > 1]
+        """(width, points per axis) of the meshes before any extension; where one point is left nothing is chosen.
+
+        Differs  from Essential AI 2025, whose meshes cost the same at every width and end where that leaves one point:
+                 with one axis after two widths, whose drift then fits both exactly, whatever the errors
+        """
+        counts = [num_points(self.points, self.widths[0], width, num_axes) for width in self.widths]
+        counts[:LEAST_WIDTHS] = [max(2, count) for count in counts[:LEAST_WIDTHS]]
+        return [(width, count) for width, count in zip(self.widths, counts, strict=True) if count > 1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from muonlab.analyze import transfer
+from muonlab.analyze.coordinates import CoordinateFinding, verdict_parts
 from muonlab.analyze.findings import Check
 from muonlab.analyze.significance import withheld
 from muonlab.analyze.transfer_finding import TransferFinding
@@ -27,6 +28,8 @@ def conclude_transfer(evidence: TransferEvidence, records: Records) -> TransferF
         checks += [_fresh_seeds(evidence, records), _interior(finding), _lawful(finding), _quiet(finding)]
     if finding.survey:
         checks.append(_surveyed(finding))
+    if finding.coordinates is not None:
+        checks.append(_coordinates(finding.coordinates))
     if withheld(checks):
         contrasts = {name: replace(test, judgement="withheld") for name, test in finding.contrasts.items()}
         finding = replace(finding, contrasts=contrasts)
@@ -44,9 +47,10 @@ def _complete(evidence: TransferEvidence, records: Records) -> Check:
 
 
 def _same_conditions(evidence: TransferEvidence, records: Records) -> Check:
-    """All but the width, and the parametrization, which is what may be compared."""
-    specs = [records[key].spec for key in evidence.record_keys()]
-    seen = {name: {str(getattr(spec, name)) for spec in specs} for name in SAME if name != "parametrization"}
+    """All but the width, and the parametrization with its base, which is what may be compared."""
+    specs = [records[key].spec for key in evidence.arm_keys()]
+    compared = ("parametrization", "base")
+    seen = {name: {str(getattr(spec, name)) for spec in specs} for name in SAME if name not in compared}
     seen["task_options"] = {str({k: v for k, v in spec.task_options.items() if k != "width"}) for spec in specs}
     seen["horizon_tokens"] = {str(spec.horizon_tokens) for spec in specs}
     differ = [name for name, values in seen.items() if len(values) > 1]
@@ -92,3 +96,15 @@ def _surveyed(finding: TransferFinding) -> Check:
     flagged = [f"{one.arm} at width {one.width}: {one.flag}" for one in finding.survey if one.flag]
     detail = f"no optimum inside of the mesh: {'; '.join(flagged)}" if flagged else "an optimum inside of every mesh"
     return Check(name="survey", ok=True, detail=detail, severity="warning" if flagged else "")
+
+
+def _coordinates(finding: CoordinateFinding) -> Check:
+    """Only the standard parametrization may fail: it does not claim that lr means the same at every width."""
+    failed = any(one.verdict == "failed" and one.parametrization != "standard" for one in finding.checks)
+    missed = [one.prediction for one in finding.predictions if one.verdict == "did not hold"]
+    parts = verdict_parts(finding)
+    if missed:
+        parts.append(f"predictions that did not hold: {', '.join(f'{p.name} {p.parametrization}' for p in missed)}")
+    lost = any(one.num_lost for one in finding.checks)
+    severity = "warning" if failed or missed or lost else ""
+    return Check(name="coordinates", ok=True, detail="; ".join(parts), severity=severity)

@@ -1,7 +1,7 @@
 """From a config to the runs of a transfer study: every optimizer, parametrization and width checked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from muonlab.errors import UsageError, unknown
@@ -9,7 +9,9 @@ from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec
 from muonlab.records.spec import PARAMETRIZATIONS
 from muonlab.records.transfer_evidence import TransferEvidence
+from muonlab.records.watch import Watch
 from muonlab.study.config import ComparisonConfig, StudyConfig, TransferConfig, validated
+from muonlab.study.coordinates import CoordinatePlan, plan_coordinates
 from muonlab.study.plan import OptimizersPlan, base_specs, check_tunable, named, tuning_rules
 from muonlab.study.price import Part, Price
 from muonlab.study.protocol import Protocol
@@ -30,15 +32,23 @@ class TransferPlan(OptimizersPlan):
 
     subjects: tuple[Subject, ...]
     rules: TransferRules
+    check: CoordinatePlan | None = None  # of coordinates, before anything is tuned
+
+    @property
+    def watch(self) -> Watch:
+        """The runs of the coordinate check are looked at, those of the meshes are not."""
+        return self.check.watch if self.check else Watch()
 
     def protocol(self, asked: Mapping[str, Any]) -> Protocol[TransferEvidence]:
         """The study, with what was asked for as its config."""
-        return transfer(self.subjects, self.rules, asked)
+        coordinates = (yield from self.check.protocol({})) if self.check else None
+        evidence = yield from transfer(self.subjects, self.rules, asked)
+        return replace(evidence, coordinates=coordinates)
 
     def price(self) -> Price:
         """What it takes if no window is extended, and what it takes at most."""
-        least_runs = most_runs = 0
-        parts = []
+        checked = self.check.price() if self.check else Price(0, 0, ())
+        least_runs, most_runs, parts = checked.least_runs, checked.most_runs, list(checked.parts)
         for subject in self.subjects:
             counts = runs_of(subject, self.rules)
             least_runs += sum(least for least, _ in counts.values())
@@ -104,18 +114,23 @@ def plan_transfer(config: TransferConfig) -> TransferPlan:
         for label, specs in subjects.items()
     )  # fmt: skip
     for arm in arms:
-        if rules.final_width is not None and len(rules.stages(len(arm.space))) < 2:
-            raise UsageError(
-                f"{rules.points} points leave one point at width {rules.widths[1]} for {arm.name}, whose optimum can't "
-                "be followed there: raise --points, or take the second width closer"
-            )
         runs = sum(least for least, _ in runs_of(arm, rules).values())
         if runs > rules.max_runs:
             raise UsageError(
                 f"max_runs {rules.max_runs} is below the {runs} runs of {arm.name}: raise --max-runs, lower --points, "
                 "or name fewer --hyperparameters"
             )
-    return TransferPlan(bases, spaces, arms, rules)
+    return TransferPlan(bases, spaces, arms, rules, _coordinates(config))
+
+
+def _coordinates(config: TransferConfig) -> CoordinatePlan | None:
+    """The coordinate check of the same optimizers, parametrizations and base width, on the seeds of the final runs."""
+    if not config.coordinates:
+        return None
+    widths = {*config.widths, *config.coordinate_widths, *([config.final] if config.final else [])}
+    return plan_coordinates(
+        config, widths=sorted(widths), parametrizations=config.parametrizations, num_seeds=config.num_seeds
+    )
 
 
 def _check(config: TransferConfig) -> None:
@@ -129,6 +144,7 @@ def _check(config: TransferConfig) -> None:
         raise UsageError("say the width to tune for with --final, or survey lr at every width with --survey")
     if final is not None and final < widths[-1]:
         raise UsageError(f"--final {final} must be no narrower than the last of --widths {_list(widths)}")
+    _check_coordinates(config)
     if config.survey and len(widths) < 3:
         raise UsageError("a survey needs at least three widths for a slope, such as --widths 32,64,128")
     for kind in config.parametrizations:
@@ -145,6 +161,19 @@ def _check(config: TransferConfig) -> None:
         raise UsageError(f"--hyperparameters must name {LR}: whatever else is tuned, its best value follows lr")
     if others := [name for name in config.tune if not name.startswith(("opt.", "aux."))]:
         raise UsageError(f"--hyperparameters are those of an optimizer (opt., aux.), which {others[0]} is not")
+
+
+def _check_coordinates(config: TransferConfig) -> None:
+    further = config.coordinate_widths
+    if further and not config.coordinates:
+        raise UsageError(
+            "--coordinate-widths are of the coordinate check, which --no-coordinates leaves out: give one of the two"
+        )
+    if further and min(further) < config.widths[0]:
+        raise UsageError(
+            f"--coordinate-widths {min(further)} is narrower than the base model, the first of --widths "
+            f"{_list(config.widths)}: leave it out"
+        )
 
 
 def _list(widths: Sequence[int]) -> str:

@@ -58,6 +58,13 @@ def test_the_steps_of_a_coordinate_check_must_all_be_in_the_record() -> None:
     assert not watch.seen_in(Record(spec=SPEC, outcome="ok"))
 
 
+def test_of_a_study_only_the_runs_that_are_named_are_looked_at() -> None:
+    other = SPEC.set({"seed": 7})
+    watch = Watch(coordinates=frozenset({1}), runs=frozenset({SPEC.key}))
+    assert watch.of(SPEC) is watch and watch.of(other) == Watch()
+    assert watch.seen_in(Record(spec=other, outcome="ok")) and not watch.seen_in(Record(spec=SPEC, outcome="ok"))
+
+
 @pytest.mark.parametrize("steps", [{0, 1}, {-1}, set(range(1, 300))])
 def test_steps_that_no_coordinate_check_has_are_refused(steps: set[int]) -> None:
     with pytest.raises(UsageError, match="256 steps"):

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from test_page import HOSTILE, spellings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
 
+import coordinate_world
 from transfer_world import World
 
 from muonlab.analyze.transfer_finding import TransferFinding
@@ -27,6 +29,12 @@ STUDIES = {
     "survey": ({"noise": 0.003, "power": 1.0}, {"survey": True, "final_width": None}),
     "edge": ({"best": (20.0, 0.0, 0.0)}, {"max_extensions": 0, "survey": True}),
     "lost": ({"diverges_above": 0.0}, {"survey": True}),
+    "checked": ({"noise": 0.003}, {"names": ("adamw", "muon")}),
+    "not measured": ({"noise": 0.003}, {"num_axes": 1}),
+}
+LAYERS = {
+    "checked": {"change": {("muon", "mup"): -0.6}, "update": {("adamw", "standard"): 0.7}},
+    "not measured": {"diverges": ("adamw", "mup", 64), "dead": "head"},
 }
 
 
@@ -34,7 +42,12 @@ STUDIES = {
 def finding_of(name: str) -> TransferFinding:
     world, study = STUDIES[name]
     made = World(**world)
-    return conclude_transfer(made.study(**study), made.records)
+    evidence, records = made.study(**study), made.records
+    if name in LAYERS:
+        layers = coordinate_world.World(**LAYERS[name])
+        evidence = replace(evidence, coordinates=coordinate_world.checked(layers)[0])
+        records = records | layers.records
+    return conclude_transfer(evidence, records)
 
 
 @cache
@@ -82,6 +95,32 @@ def test_the_finding_is_all_there() -> None:
     assert {"verdict", "cost_ratio", "num_runs", "num_failed", "total_tokens", "total_flops"} <= names
 
 
+def test_the_coordinate_check_is_all_there() -> None:
+    finding, html = finding_of("checked"), page_of("checked")
+    names = {name for name, _, _ in Page(html).fields}
+    check = finding.coordinates
+    assert check is not None and check.slopes
+    for i in range(len(check.slopes)):
+        assert {f"coordinates.slopes[{i}].{part}" for part in ("slope", "low", "high")} <= names
+    for i in range(len(check.predictions)):
+        said = {f"coordinates.predictions[{i}].{part}" for part in ("slope", "low", "high", "verdict")}
+        assert said | {f"coordinates.predictions[{i}].prediction.low"} <= names
+    for i in range(len(check.checks)):
+        assert {f"coordinates.checks[{i}].{part}" for part in ("verdict", "detail", "worst.slope")} <= names
+    panels = [f"{name}, {kind}: {of}" for of in ("change of", "update") for name in check.optimizers
+              for kind in check.parametrizations]  # fmt: skip
+    assert all(html.count(f'aria-label="{panel}') == 1 for panel in panels)
+    text = " ".join(width_of(transfer_table(finding), 80).split())
+    assert "Coordinate check, widths 32 to 256, after 8 steps" in text and "failed by muon mup" in text
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_figures_and_tables_are_counted_without_a_gap(name: str) -> None:
+    for kind in ("Figure", "Table"):
+        numbers = [int(n) for n in re.findall(rf"<b>{kind} (\d+)\.", page_of(name))]
+        assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > (kind == "Table")
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_nothing_is_asked_of_the_network(name: str) -> None:
     html = page_of(name)
@@ -104,7 +143,9 @@ def test_each_grid_has_a_heat_map_whose_text_says_what_it_shows() -> None:
     finding, html = finding_of("whole"), page_of("whole")
     for one in finding.stages:
         assert f"{one.arm} at width {one.width:,}: losses of {len(one.mesh)} points" in html
-    assert html.count("<svg") == 2 + len(finding.stages) + 2 + 3 + 2
+    assert html.count("<svg") == 2 + len(finding.stages) + 2 + 3 + 2 + 2
+    for arm in ("adamw", "muon"):
+        assert f"{arm}: losses over opt.lr and width, above the least at that width; the best at" in html
 
 
 def test_a_hostile_name_is_text() -> None:

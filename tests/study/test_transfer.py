@@ -8,18 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # transfer_world.py, which pytest's importlib mode does not find
+sys.path.insert(0, str(Path(__file__).parent))  # the worlds, which pytest's importlib mode does not find
 
 from transfer_world import FINAL, SPACE, WIDTHS, World
 
 from muonlab.analyze.tracking import track
 from muonlab.errors import UsageError
 from muonlab.records.transfer_evidence import TransferEvidence
-from muonlab.study.config import TransferConfig, flattened, load_config, validated
-from muonlab.study.telescoping import num_points
 from muonlab.study.transfer import TransferRules
 from muonlab.study.transfer_fairness import conclude_transfer
-from muonlab.study.transfer_plan import plan_transfer, runs_of
 
 
 @pytest.mark.parametrize(("num_axes", "points"), [(1, 16), (2, 7), (3, 4)])
@@ -60,6 +57,30 @@ def test_each_mesh_costs_as_much_as_the_first() -> None:
     costs = [sum(world.records[k].flops for t in stage.trials for k in t.keys) for stage in arm.stages]
     assert costs == pytest.approx([costs[0]] * 3)
     assert [math.prod(stage.points.values()) for stage in arm.stages] == [64, 16, 4]
+
+
+@pytest.mark.parametrize(
+    ("num_axes", "points", "stages"),
+    [
+        (1, 7, [(32, 7), (64, 2), (128, 2)]),
+        (1, 40, [(32, 40), (64, 10), (128, 3)]),
+        (2, 7, [(32, 7), (64, 4), (128, 2)]),
+        (2, 3, [(32, 3), (64, 2), (128, 2)]),
+        (3, 7, [(32, 7), (64, 5), (128, 3), (256, 2)]),
+    ],
+)
+def test_three_widths_are_meshed_at_least(num_axes: int, points: int, stages: list[tuple[int, int]]) -> None:
+    rules = TransferRules(baseline="a", widths=WIDTHS, points=points)
+    assert rules.stages(num_axes) == stages
+    assert TransferRules(baseline="a", widths=WIDTHS[:2], points=points).stages(num_axes) == stages[:2]
+
+
+def test_the_drift_of_one_hyperparameter_can_be_told_from_another_law() -> None:
+    for power, lawful in ((0.0, True), (1.0, False)):
+        world = World(noise=0.0005, rate=(8.0, 0.0, 0.0), power=power)
+        finding = conclude_transfer(world.study(num_axes=1), world.records)
+        check = next(check for check in finding.checks if check.name == "drift")
+        assert check.ok and finding.drifts[0].lawful == lawful and (check.severity == "") == lawful
 
 
 def test_windows_hold_the_cell_before_them_and_the_drift() -> None:
@@ -222,63 +243,6 @@ def test_final_seeds_are_fresh() -> None:
         TransferRules(baseline="a", widths=(32, 64), seeds=(1, 2), final_seeds=(2, 3))
 
 
-SMALL = {
-    "task": "text-synthetic", "widths": (8, 16, 32), "final": 32, "horizon_tokens": 4096, "batch_tokens": 512,
-    "settings": {"task.seq_len": 32},
-}  # fmt: skip
-
-
-def test_a_plan_has_every_optimizer_parametrization_and_width() -> None:
-    plan = plan_transfer(TransferConfig(**SMALL, parametrizations=("standard", "mup"), survey=True))
-    assert [subject.name for subject in plan.subjects] == [
-        f"{o} {p}" for p in ("standard", "mup") for o in ("adamw", "muon")
-    ]
-    for subject in plan.subjects:
-        assert list(subject.specs) == [8, 16, 32]
-        for width, spec in subject.specs.items():
-            assert spec.get("task.width") == width and spec.parametrization == subject.parametrization
-            assert subject.parametrization == "standard" or spec.base == {"width": 8}
-    assert plan.rules.baseline == "adamw standard"
-    assert plan_transfer(TransferConfig(**SMALL)).rules.baseline == "adamw"
-
-
-def test_a_price_counts_every_mesh() -> None:
-    plan = plan_transfer(TransferConfig(**SMALL, optimizers=("adamw",), survey=True))
-    counts = runs_of(plan.subjects[0], plan.rules)
-    meshes = {width: num_points(7, 8, width, 2) ** 2 * 2 for width in (8, 16)}
-    assert {width: least for width, (least, _) in counts.items()} == {
-        8: meshes[8] + 14, 16: meshes[16] + 14, 32: 4 * 2 + 14 + 3 if num_points(7, 8, 32, 2) > 1 else 17,
-    }  # fmt: skip
-    price = plan.price()
-    assert price.least_runs == sum(least for least, _ in counts.values()) <= price.most_runs
-    assert price.least_tokens == 4096 * price.least_runs
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"widths": (8,)}, "two or more ascending widths"),
-        ({"widths": (16, 8)}, "ascending"),
-        ({"final": None}, "--final"),
-        ({"final": 16}, "no narrower"),
-        ({"widths": (8, 16), "survey": True}, "three widths"),
-        ({"parametrizations": ("nup",)}, "did you mean 'mup'"),
-        ({"parametrizations": ("mup", "mup")}, "each once"),
-        ({"settings": {"task.width": 8}}, "--widths"),
-        ({"tune": ("opt.lr", "opt.weight_decay", "opt.beta1", "opt.beta2")}, "at most 3"),
-        ({"tune": ("opt.weight_decay",)}, "must name opt.lr"),
-        ({"tune": ("opt.lr", "clip")}, "clip is not"),
-        ({"settings": {"opt.weight_decay": 0.0}}, "no log mesh"),
-        ({"max_runs": 100}, "raise --max-runs"),
-        ({"points": 4, "tune": ("opt.lr",)}, "leave one point at width 16"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line(changes: dict, said: str) -> None:
-    with pytest.raises(UsageError, match=said) as error:
-        plan_transfer(TransferConfig(**{**SMALL, **changes}))
-    assert "\n" not in str(error.value)
-
-
 def test_the_world_is_as_it_says() -> None:
     """The least loss is at the planted optimum of each width."""
     world = World()
@@ -289,11 +253,3 @@ def test_the_world_is_as_it_says() -> None:
             for h in SPACE
         }
         assert world.regret(settings, width) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_the_study_that_ships_can_be_planned() -> None:
-    values = load_config(Path(__file__).parents[2] / "studies" / "transfer.toml")
-    named = {"tokens": "horizon_tokens", "seeds": "num_seeds", "hyperparameters": "tune"}
-    values = {named.get(name, name): value for name, value in values.items()}
-    plan = plan_transfer(validated({**values, "settings": flattened(values["settings"])}, TransferConfig))
-    assert len(plan.subjects) == 6 and plan.rules.survey and plan.rules.widths == (16, 32, 64, 128)
