@@ -31,7 +31,7 @@ from muonlab.report import features_figures
 from muonlab.report.canvas import Drawing, looks_of
 from muonlab.report.features import HELD, WHERE
 from muonlab.report.text import show
-from muonlab.study.fairness import conclude_features
+from muonlab.study.features_fairness import conclude_features
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

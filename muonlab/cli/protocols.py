@@ -29,35 +29,29 @@ class Kind:
 
 def kind_of(name: str) -> Kind:
     """The kind of that name, of KINDS."""
-    from muonlab.records import evidence
+    from muonlab.records import evidence as of
     from muonlab.records.features import FeaturesEvidence
-    from muonlab.study import batch_plan, config, fairness, features, features_fairness, ladder_plan, plan
+    from muonlab.records.transfer_evidence import TransferEvidence
+    from muonlab.study import (
+        batch_plan, config, fairness, features, features_fairness, ladder_plan, plan, transfer_fairness, transfer_plan,
+    )  # fmt: skip
 
-    if name == "ladder":
-        return Kind(
-            config.LadderConfig, ladder_plan.plan_ladder, evidence.LadderEvidence, fairness.conclude_ladder, show_ladder
-        )
-    if name == "batch":
-        return Kind(
-            config.BatchConfig, batch_plan.plan_batch, evidence.BatchEvidence, fairness.conclude_batch, show_batch
-        )
-    if name == "features":
-        return Kind(
-            config.FeaturesConfig,
-            features.plan_features,
-            FeaturesEvidence,
-            features_fairness.conclude_features_and_transfer,
-            show_features,
-        )
-    if name == "transfer":
-        from muonlab.records.transfer_evidence import TransferEvidence
-        from muonlab.study import transfer_fairness, transfer_plan
-
-        return Kind(
+    kinds = {
+        "comparison": (config.ComparisonConfig, plan.plan_comparison, of.Evidence, fairness.conclude, show_comparison),
+        "ladder": (
+            config.LadderConfig, ladder_plan.plan_ladder, of.LadderEvidence, fairness.conclude_ladder, show_ladder,
+        ),
+        "batch": (config.BatchConfig, batch_plan.plan_batch, of.BatchEvidence, fairness.conclude_batch, show_batch),
+        "transfer": (
             config.TransferConfig, transfer_plan.plan_transfer, TransferEvidence, transfer_fairness.conclude_transfer,
             show_transfer,
-        )  # fmt: skip
-    return Kind(config.ComparisonConfig, plan.plan_comparison, evidence.Evidence, fairness.conclude, show_comparison)
+        ),
+        "features": (
+            config.FeaturesConfig, features.plan_features, FeaturesEvidence, features_fairness.conclude_features,
+            show_features,
+        ),
+    }  # fmt: skip
+    return Kind(*kinds[name])
 
 
 def planned(kind: str, chosen: Mapping[str, Any]) -> tuple[Any, Any]:

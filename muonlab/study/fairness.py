@@ -2,21 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from muonlab.analyze import batch, features, ladder
+from muonlab.analyze import batch, ladder
 from muonlab.analyze import comparison as analysis
 from muonlab.analyze.batch import BatchFinding
-from muonlab.analyze.features import FeaturesFinding
-from muonlab.analyze.findings import Check, Comparison, Effect
+from muonlab.analyze.findings import Check, Comparison
 from muonlab.analyze.ladder import LadderFinding
 from muonlab.analyze.significance import withheld
-from muonlab.analyze.verdicts import batch_verdict, features_verdict, ladder_verdict, verdict
+from muonlab.analyze.verdicts import batch_verdict, ladder_verdict, verdict
 from muonlab.records import Record
 from muonlab.records.evidence import Arm, BatchEvidence, Cell, Evidence, LadderEvidence
-from muonlab.records.features import FeaturesEvidence
 
-__all__ = ["OF_CELLS", "check", "conclude", "conclude_batch", "conclude_features", "conclude_ladder"]
+__all__ = ["OF_CELLS", "OF_EQUAL_RUNS", "SAME", "check", "conclude", "conclude_batch", "conclude_ladder"]
 
 Records = Mapping[str, Record]
 Rule = Callable[[Evidence, Records], Check]
@@ -82,40 +79,6 @@ def conclude_batch(evidence: BatchEvidence, records: Records) -> BatchFinding:
             dominance=tuple(replace(one, verdict="withheld") for one in finding.dominance),
         )
     return replace(finding, checks=tuple(checks), verdict=batch_verdict(finding, checks))
-
-
-def conclude_features(evidence: FeaturesEvidence, records: Records) -> FeaturesFinding:
-    """The whole finding of a study of features: analysis, and checks of the runs with decay and without."""
-    rules = (_complete, _same_conditions, _fresh_seeds, _same_tuning, _effort, _converged, _interior, _own_schedule)
-    checks = []
-    for rule in rules:
-        tuned, control = (rule(evidence.comparison(decay=decay), records) for decay in (True, False))
-        broken = control.ok is False and tuned.ok is not False
-        checks.append(replace(control, detail=f"without decay: {control.detail}") if broken else tuned)
-    finding = features.analyze(evidence, records)
-    checks.append(_matched(finding))
-    finding = replace(finding, checks=tuple(checks), verdict=features_verdict(finding, checks))
-    if not withheld(checks):
-        return finding
-
-    def silent(row: Any) -> Any:
-        effects = {name: one for name, one in vars(row).items() if isinstance(one, Effect)}
-        return replace(row, **{name: replace(one, judgement="withheld") for name, one in effects.items()})
-
-    why = f"withheld: {', '.join(check.name for check in withheld(checks))} broken"
-    claims = tuple(replace(claim, held=None, detail=why) for claim in finding.claims)
-    parts = ("layers", "corruptions", "severities", "errors")
-    return replace(finding, claims=claims, **{name: tuple(map(silent, getattr(finding, name))) for name in parts})
-
-
-def _matched(finding: FeaturesFinding) -> Check:
-    """At one loss only those pairs of runs are compared that both had it between two looks."""
-    pairs = {(row.optimizer, row.at): row.effect.num_pairs for row in finding.layers}
-    wanted = {(name, at): len(finding.final_seeds) for name in finding.fractions for at in ("loss", "loss, no decay")}
-    lost = [f"{name} at one {at}: {pairs.get((name, at), 0)} of {num}" for (name, at), num in wanted.items()
-            if pairs.get((name, at), 0) < num]  # fmt: skip
-    found = f"pairs of {'; '.join(lost)}" if lost else "every pair of runs had a loss in common"
-    return Check(name="matched_loss", ok=not lost, detail=found)
 
 
 def _constant_lr(evidence: Evidence, records: Records) -> Check:
@@ -343,3 +306,6 @@ def _wall_clock(evidence: Evidence, records: Records) -> Check:
 
 COUNTING: tuple[Rule, ...] = (_complete, _fresh_seeds)  # rules that count runs, of all sizes together where they hold
 OF_CELLS: tuple[Rule, ...] = (_complete, _fresh_seeds, _converged, _interior)  # of tuned cells that nothing compares
+OF_EQUAL_RUNS: tuple[Rule, ...] = (  # of optimizers that are compared run by run, whatever is measured of them
+    _complete, _same_conditions, _fresh_seeds, _same_tuning, _effort, _converged, _interior, _own_schedule,
+)  # fmt: skip

@@ -1,40 +1,76 @@
-"""What a study of features must hold before anything is said of its transfer. Needs records only, no torch."""
+"""What a study of features must hold before anything is said of it. Needs records only, no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from muonlab.analyze import features
 from muonlab.analyze.feature_transfer import silenced, transfer_claims, transfer_rows
-from muonlab.analyze.features import FeaturesFinding
-from muonlab.analyze.findings import Check
+from muonlab.analyze.features import Claim, FeaturesFinding
+from muonlab.analyze.findings import Check, Effect
 from muonlab.analyze.significance import withheld
+from muonlab.analyze.verdicts import features_verdict
 from muonlab.records import Record
 from muonlab.records.evidence import Arm, Evidence
 from muonlab.records.features import FeaturesEvidence, FeatureTransfer
-from muonlab.study.fairness import OF_CELLS, conclude_features
+from muonlab.study.fairness import OF_CELLS, OF_EQUAL_RUNS
 
-__all__ = ["conclude_features_and_transfer"]
+__all__ = ["conclude_features"]
 
 Records = Mapping[str, Record]
 
 
-def conclude_features_and_transfer(evidence: FeaturesEvidence, records: Records) -> FeaturesFinding:
-    """The whole finding of a study of features, with what was transferred where that was asked for.
+def conclude_features(evidence: FeaturesEvidence, records: Records) -> FeaturesFinding:
+    """The whole finding: analysis, checks of the runs with decay and without, what was transferred, verdict.
 
     A broken rule of the pretraining withholds all, one of the fine-tuning what is said of transfer alone.
     """
-    finding = conclude_features(evidence, records)
-    if evidence.transfer is None:
-        return finding
-    checks = [rule(_as_comparison(evidence, evidence.transfer), records) for rule in OF_CELLS]
-    broken = withheld([*finding.checks, *checks])
+    checks = []
+    for rule in OF_EQUAL_RUNS:
+        tuned, control = (rule(evidence.comparison(decay=decay), records) for decay in (True, False))
+        broken = control.ok is False and tuned.ok is not False
+        checks.append(replace(control, detail=f"without decay: {control.detail}") if broken else tuned)
+    finding = features.analyze(evidence, records)
+    checks.append(_matched(finding))
+    finding = replace(finding, checks=tuple(checks), verdict=features_verdict(finding, checks))
+    if withheld(checks):
+        parts = ("layers", "corruptions", "severities", "errors")
+        silent = {name: tuple(map(_silent, getattr(finding, name))) for name in parts}
+        finding = replace(finding, claims=_open(finding.claims, checks), **silent)
+    return _with_transfer(finding, evidence, evidence.transfer, records) if evidence.transfer else finding
+
+
+def _with_transfer(
+    finding: FeaturesFinding, evidence: FeaturesEvidence, transfer: FeatureTransfer, records: Records
+) -> FeaturesFinding:
+    checks = [rule(_as_comparison(evidence, transfer), records) for rule in OF_CELLS]
     rows = transfer_rows(evidence, records)
     claims = transfer_claims(evidence, rows)
-    if broken:
-        why = f"withheld: {', '.join(check.name for check in broken)} broken"
-        rows, claims = silenced(rows), tuple(replace(claim, held=None, detail=why) for claim in claims)
+    if withheld(both := [*finding.checks, *checks]):
+        rows, claims = silenced(rows), _open(claims, both)
     named = [replace(check, name=f"transfer_{check.name}") for check in checks]
-    named += [_arrived(evidence, evidence.transfer), _inherited(evidence.transfer, records)]
+    named += [_arrived(evidence, transfer), _inherited(transfer, records)]
     return replace(finding, transfer=rows, claims=finding.claims + claims, checks=(*finding.checks, *named))
+
+
+def _open(claims: Sequence[Claim], checks: Sequence[Check]) -> tuple[Claim, ...]:
+    why = f"withheld: {', '.join(check.name for check in withheld(checks))} broken"
+    return tuple(replace(claim, held=None, detail=why) for claim in claims)
+
+
+def _silent(row: Any) -> Any:
+    effects = {name: one for name, one in vars(row).items() if isinstance(one, Effect)}
+    return replace(row, **{name: replace(one, judgement="withheld") for name, one in effects.items()})
+
+
+def _matched(finding: FeaturesFinding) -> Check:
+    """At one loss only those pairs of runs are compared that both had it between two looks."""
+    pairs = {(row.optimizer, row.at): row.effect.num_pairs for row in finding.layers}
+    wanted = {(name, at): len(finding.final_seeds) for name in finding.fractions for at in ("loss", "loss, no decay")}
+    lost = [f"{name} at one {at}: {pairs.get((name, at), 0)} of {num}" for (name, at), num in wanted.items()
+            if pairs.get((name, at), 0) < num]  # fmt: skip
+    found = f"pairs of {'; '.join(lost)}" if lost else "every pair of runs had a loss in common"
+    return Check(name="matched_loss", ok=not lost, detail=found)
 
 
 def _as_comparison(evidence: FeaturesEvidence, transfer: FeatureTransfer) -> Evidence:

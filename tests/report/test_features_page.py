@@ -20,7 +20,7 @@ from muonlab.analyze.features import FeaturesFinding
 from muonlab.analyze.findings import Effect
 from muonlab.report import features_page, page
 from muonlab.report.features import features_table
-from muonlab.study.fairness import conclude_features
+from muonlab.study.features_fairness import conclude_features
 
 STUDIES = {
     "classes": {},

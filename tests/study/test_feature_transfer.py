@@ -15,7 +15,7 @@ from muonlab.records.watch import PROBED, Series, Watch
 from muonlab.study.config import FeaturesConfig, validated
 from muonlab.study.feature_transfer import Target
 from muonlab.study.features import FeaturesPlan, plan_features
-from muonlab.study.features_fairness import conclude_features_and_transfer
+from muonlab.study.features_fairness import conclude_features
 from muonlab.study.protocol import drive
 from muonlab.study.tune import TuningRules
 
@@ -94,7 +94,7 @@ def test_a_run_starts_from_the_pretraining_of_its_seed_with_the_settings_as_tune
 
 def test_what_was_planted_is_found(study):
     evidence, bench, _ = study
-    finding = conclude_features_and_transfer(evidence, bench.records)
+    finding = conclude_features(evidence, bench.records)
     rows = {(row.finetuning, row.pretraining): row for row in finding.transfer}
     assert list(rows) == [(way, origin) for way in (LINEAR_PROBE, "a", "b") for origin in ("a", "b", SCRATCH)]
     for way in "ab":
@@ -116,7 +116,7 @@ def test_what_was_planted_is_found(study):
 
 def test_the_other_way_round_the_claim_does_not_hold():
     evidence, bench, _ = studied(gain={"a": 0.5, "b": 0.0})
-    claims = conclude_features_and_transfer(evidence, bench.records).claims
+    claims = conclude_features(evidence, bench.records).claims
     assert [c.held for c in claims if "fine-tuning" in c.claim] == [False, False]
 
 
@@ -124,7 +124,7 @@ def test_a_broken_rule_of_the_fine_tuning_withholds_the_transfer_alone(study):
     evidence, bench, _ = study
     key = evidence.transfer.cell("b", "a").keys[0]
     records = {**bench.records, key: Record(spec=bench.records[key].spec, outcome="diverged", diverged_step=1)}
-    finding = conclude_features_and_transfer(evidence, records)
+    finding = conclude_features(evidence, records)
     assert {row.effect.judgement for row in finding.transfer if row.effect} == {"withheld"}
     said = {claim.detail for claim in finding.claims if claim.claim.startswith("transfers")}
     assert said == {"withheld: complete broken"}
@@ -135,7 +135,7 @@ def test_a_broken_rule_of_the_fine_tuning_withholds_the_transfer_alone(study):
 def test_a_pretraining_that_diverged_is_left_out_and_said():
     evidence, bench, _ = studied(diverging={("b", 1)})
     assert {one.pretraining for one in evidence.transfer.tunings} == {"a", ""}
-    finding = conclude_features_and_transfer(evidence, bench.records)
+    finding = conclude_features(evidence, bench.records)
     lost = [row for row in finding.transfer if row.pretraining == "b"]
     assert lost and all(row.loss is None and row.effect.difference is None for row in lost)
     check = next(check for check in finding.checks if check.name == "transfer_from")
@@ -175,7 +175,7 @@ def test_both_tables_fit_a_terminal(study):
     from muonlab.report.features import features_table
 
     evidence, bench, _ = study
-    finding = conclude_features_and_transfer(evidence, bench.records)
+    finding = conclude_features(evidence, bench.records)
     for width in (80, 100):
         console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
         for part in features_table(finding):

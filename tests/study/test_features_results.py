@@ -42,7 +42,7 @@ def url(tmp_path):
 
 
 def test_what_was_kept_gives_the_same_finding(script, url) -> None:
-    from muonlab.study.fairness import conclude_features
+    from muonlab.study.features_fairness import conclude_features
 
     script.keep(str(url))
     world = World()
@@ -75,4 +75,5 @@ def test_other_studies_have_no_page(script, url) -> None:
 def test_configs_are_sound(script, name) -> None:
     asked = {**values(STUDIES / f"features_{name}.toml", {}, None, None, False), "task": script.STUDIES[name][0]}
     config = validated(asked, FeaturesConfig)
-    assert config.optimizers == ("muon", "adamw", "sgd") and config.baseline == "adamw" and config.num_seeds == 3
+    assert config.optimizers[:2] == ("muon", "adamw") and config.baseline == "adamw" and config.num_seeds == 3
+    assert (config.transfer_to == "digits") == (name == "fashion")
