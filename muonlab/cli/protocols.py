@@ -33,7 +33,15 @@ def kind_of(name: str) -> Kind:
     from muonlab.records.features import FeaturesEvidence
     from muonlab.records.transfer_evidence import TransferEvidence
     from muonlab.study import (
-        batch_plan, config, fairness, features, features_fairness, ladder_plan, plan, transfer_fairness, transfer_plan,
+        batch_plan,
+        config,
+        fairness,
+        features,
+        features_fairness,
+        ladder_plan,
+        plan,
+        transfer_fairness,
+        transfer_plan,
     )  # fmt: skip
 
     kinds = {
