@@ -166,7 +166,8 @@ def transfer_verdict(finding: TransferFinding, checks: Sequence[Check]) -> str:
                              f"{abs(test.difference_nats or 0.0):.3f} nats.")  # fmt: skip
         else:
             sentences.append(f"No difference between {name} and {finding.baseline} was resolved.")
-    return " ".join([*sentences, *map(_slope_sentence, finding.slopes)])
+    sentences += [_slope_sentence(finding.slopes)] if finding.slopes else []
+    return " ".join(sentences)
 
 
 def _settings_sentence(arm: ArmFinding, width: int | None) -> str:
@@ -175,12 +176,18 @@ def _settings_sentence(arm: ArmFinding, width: int | None) -> str:
     return f"{arm.name} at width {width}: {settings}{cost}."
 
 
-def _slope_sentence(one: Slope) -> str:
-    if one.slope is None or one.low is None or one.high is None:
-        return f"How the best lr of {one.arm} runs with the width can't be told."
-    moves = {"grows": "grows with the width", "falls": "falls with the width"}
-    said = moves.get(one.verdict, "does not move resolvably with the width")
-    return f"The best lr of {one.arm} {said}: slope {one.slope:+.2f} [{one.low:+.2f}, {one.high:+.2f}]."
+def _slope_sentence(slopes: Sequence[Slope]) -> str:
+    """Arms that go one way stand together."""
+    moves = {"falls": "falls with the width", "grows": "grows with the width"}
+    own: dict[str, list[str]] = {}
+    for one in slopes:
+        if one.slope is None or one.low is None or one.high is None:
+            own.setdefault("can't be told", []).append(one.arm)
+        else:
+            said = moves.get(one.verdict, "does not move resolvably with the width")
+            own.setdefault(said, []).append(f"{one.arm} (slope {one.slope:+.2f} [{one.low:+.2f}, {one.high:+.2f}])")
+    parts = [f"{said} for {', '.join(arms)}" for said, arms in own.items()]
+    return f"The best lr {'; '.join(parts)}."
 
 
 def features_verdict(finding: FeaturesFinding, checks: Sequence[Check]) -> str:
