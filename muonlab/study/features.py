@@ -11,7 +11,7 @@ from muonlab.records.evidence import Arm, Cell
 from muonlab.records.features import FeaturesEvidence
 from muonlab.records.watch import Watch
 from muonlab.study.config import ComparisonConfig, FeaturesConfig, StudyConfig, validated
-from muonlab.study.feature_transfer import Target, feature_transfer, plan_feature_transfer
+from muonlab.study.feature_transfer import Target, feature_transfer, named_with_data, plan_feature_transfer
 from muonlab.study.plan import OptimizersPlan, base_specs, check_cap, check_tunable, named, tuning_rules
 from muonlab.study.price import Part, Price, num_configurations
 from muonlab.study.protocol import Protocol, gather
@@ -141,7 +141,7 @@ def _check_probes(base: RunSpec) -> None:
     try:
         FeatureProbe(task, task.build())
     except UsageError as error:
-        raise UsageError(f"task {base.task} can't be studied: {error}") from None
+        raise UsageError(f"{named_with_data(base)} can't be studied: {error}") from None
 
 
 def _refuse_transfer(config: FeaturesConfig) -> None:

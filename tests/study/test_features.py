@@ -86,5 +86,5 @@ def test_labels_that_cannot_be_probed_are_refused_before_the_first_run(tmp_path,
     if not message:
         assert planned("images", **asked).price().least_runs
         return
-    with pytest.raises(UsageError, match=f"task images can't be studied: .*{message}"):
+    with pytest.raises(UsageError, match=f"task images of .*a.npz can't be studied: .*{message}"):
         planned("images", **asked)
