@@ -4,9 +4,10 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 
 from muonlab.errors import UsageError
-from muonlab.representations import linear_cka, margins, normalised_margins, ranks, spectral_ranks
+from muonlab.representations import gram_cka, linear_cka, margins, normalised_margins, ranks, spectral_ranks
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -122,3 +123,71 @@ def test_weights_that_say_nothing_have_no_normalised_margin():
         normalised_margins([[1.0, 0.0]], [0], np.ones((2, 2)), [[1.0, 2.0]])
     with pytest.raises(UsageError, match="do not belong"):
         normalised_margins([[1.0, 0.0]], [0], np.eye(2), np.ones((1, 3)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e150, 1e-200, 1e307])
+def test_no_scale_is_too_large_or_too_small(scale):
+    x, y = normal(40, 3), normal(40, 4, seed=1)
+    assert linear_cka(x, x * scale) == pytest.approx(1.0)
+    assert linear_cka(x, y * scale) == pytest.approx(linear_cka(x, y))
+    assert ranks(x * scale) == pytest.approx(ranks(x))
+    gram = x @ x.T
+    assert gram_cka(gram / np.abs(gram).max() * scale, gram) == pytest.approx(1.0)
+    logits, labels, weights = normal(40, 4), normal(40, seed=1).argsort() % 4, normal(4, 3, seed=2)
+    expected = normalised_margins(logits, labels, weights, x)
+    assert normalised_margins(logits, labels, weights * scale, x / scale) == pytest.approx(expected)
+    rows = np.where(np.arange(40) % 2, 1.0, scale)[:, None]  # each sample by another factor
+    assert normalised_margins(logits * rows, labels, weights, x * rows) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("gram", "message"),
+    [
+        (np.ones((5, 5)), "constant"),
+        (np.zeros((5, 5)), "constant"),
+        (np.full((5, 5), np.nan), "finite"),
+        (np.arange(25.0).reshape(5, 5), "symmetric"),
+        (np.ones((5, 4)), "shape"),
+        (np.ones(5), "shape"),
+    ],
+)
+def test_what_is_no_gram_matrix_is_refused(gram, message):
+    good = normal(5, 3) @ normal(5, 3).T
+    for pair in ((gram, good), (good, gram)):
+        with pytest.raises(UsageError, match=message):
+            gram_cka(*pair)
+
+
+def test_samples_that_are_all_equally_far_apart_have_no_likeness():
+    assert np.isnan(gram_cka(np.eye(6), normal(6, 3) @ normal(6, 3).T)) and np.isnan(linear_cka(np.eye(6), np.eye(6)))
+
+
+def test_half_precision_is_symmetric_enough():
+    x = torch.from_numpy(normal(30, 8)).bfloat16()
+    assert gram_cka(x @ x.T, (x @ x.T).double()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("values", "message"), [([-1, 2], "at least 0"), ([[1.0, 2.0]], "use ranks"), ([], "above")])
+def test_what_is_no_spectrum_is_refused(values, message):
+    with pytest.raises(UsageError, match=message):
+        spectral_ranks(values)
+
+
+def test_weights_that_are_not_finite_are_called_so():
+    with pytest.raises(UsageError, match="weights must be finite"):
+        normalised_margins([[1.0, 0.0]], [0], [[np.nan, 0.0], [0.0, 1.0]], [[1.0, 0.0]])
+    with pytest.raises(UsageError, match="overflow"):
+        margins([[1.7e308, -1.7e308]], [0])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+def test_tensors_are_taken_with_their_gradients_and_in_any_precision(kind):
+    x = torch.from_numpy(normal(12, 3)).to(kind).requires_grad_()
+    plain = x.detach().double().numpy()
+    assert ranks(x) == ranks(plain) and linear_cka(x, x) == linear_cka(plain, plain)
+    labels = torch.arange(12) % 3
+    assert (margins(x, labels) == margins(plain, labels.numpy())).all()
+    assert spectral_ranks(torch.linalg.svdvals(x.float())).effective == pytest.approx(
+        spectral_ranks(np.linalg.svd(plain.astype(np.float32), compute_uv=False)).effective
+    )

@@ -32,9 +32,10 @@ from muonlab.analyze.significance import effect
 from muonlab.records.features import FeaturesEvidence
 from muonlab.records.spec import Value
 
-__all__ = ["MEASURES", "Claim", "FeaturesFinding", "LayerRow", "analyze"]
+__all__ = ["MEASURES", "NO_CORRUPTIONS", "NO_LABELS", "Claim", "FeaturesFinding", "LayerRow", "analyze"]
 
 MARGIN, RANK = "margin_normalised", "rank_effective"
+NO_LABELS, NO_CORRUPTIONS = (f"not measured: the task has no {what}" for what in ("labels", "corruptions"))
 LOWER = {"lower": True, "higher": False}  # whether what is claimed to be lower is so
 MEASURES = {RANK: "effective rank", MARGIN: "normalised margin", "accuracy": "probe accuracy"}  # of layers, as shown
 
@@ -174,10 +175,11 @@ def _claims(
         said = [row.effect.judgement for row in own]
         held = True if own and set(said) == {"higher"} else False if "lower" in said else None
         shown = f"resolved higher in {said.count('higher')} of {len(own)} layers, lower in {said.count('lower')}"
-        yield Claim(claim=text, optimizer=optimizer, at=at, held=held, detail=shown if own else "not measured")
+        missing = NO_LABELS if measure == MARGIN and rows else "not measured"
+        yield Claim(claim=text, optimizer=optimizer, at=at, held=held, detail=shown if own else missing)
     text = f"a smaller rise of the loss under corruption than {baseline}, over all corruptions"
     if not over_all:
-        detail = "the task has no corruptions" if pairs else "not measured"
+        detail = NO_CORRUPTIONS if pairs else "not measured"
         yield Claim(claim=text, optimizer=optimizer, at=at, held=None, detail=detail)
         return
     last = over_all[-1]

@@ -99,6 +99,7 @@ def features(
     beside models that start from scratch; and a linear probe reads its last layer as it is.
 
     With --checkpoint nothing is trained: the same measures of models that there are, and how like the first they are.
+    Beside it go --layers, --data, --set task.X=V, --config, --threads and --json; whatever is about runs is refused.
     """
     if checkpoint:
         refuse_flags(context, STUDIED, "for runs that muonlab makes, which --checkpoint does not")

@@ -52,7 +52,9 @@ def train(
     ] = False,
     ranks: Annotated[
         bool,
-        typer.Option("--ranks", help="Effective ranks of hidden states on the way, for about 2 % of the time."),
+        typer.Option(
+            "--ranks", help="Effective ranks of hidden states on the way, for about 2 % of the time, and at the end."
+        ),
     ] = False,
     coordinates: Annotated[
         str | None,

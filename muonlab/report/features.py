@@ -164,5 +164,6 @@ def _notes(finding: FeaturesFinding) -> str:
         "higher and lower by a paired t-test at 5 %, corrected for the layers or the corruptions beside it. "
         "All definitions are ours (docs/features.md). "
         f"{plural(finding.num_runs, 'run')} in this study, {finding.num_failed:,} failed, "
-        f"{show(finding.total_tokens, 'tokens')} tokens in all."
+        f"{show(finding.total_tokens, 'tokens')} tokens in all. Runs executed are those made by this command: not "
+        "those that the store had, and again those that had not left what this study needs."
     )

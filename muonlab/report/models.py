@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
+from rich.text import Text
 
-from muonlab.report.layout import cell, grid, spaced
+from muonlab.report.layout import cell, clean, grid, spaced
 from muonlab.report.text import show
 
 __all__ = ["models_table"]
 
 
-def models_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[RenderableType]:
+def models_table(found: Mapping[str, Sequence[Any]]) -> list[RenderableType]:
     """Layers, likeness and corruptions of people's own models."""
     columns = {"rank_effective": "effective\nrank", "rank_stable": "stable\nrank", "accuracy": "probe\naccuracy",
                "margin": "margin", "margin_normalised": "normalised\nmargin"}  # fmt: skip
@@ -30,6 +31,8 @@ def models_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Rende
     parts = [table, _corrupted(found["corruptions"], "loss", "rise", "signed3")]
     if any(row["accuracy"] is not None for row in corruptions):
         parts.append(_corrupted(found["corruptions"], "accuracy", "accuracy", "share"))
+    if found["notes"]:
+        parts.append(Text("\n".join(map(clean, found["notes"])), style="dim"))
     return spaced(*parts)
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from muonlab.errors import UsageError
 from muonlab.optim.rule import Hyperparameter
@@ -17,10 +19,11 @@ from muonlab.study.space import coordinates
 from muonlab.study.trials import FROM_NOTHING, Parents, seeded
 from muonlab.study.tune import TuningRules, tune
 from muonlab.tasks import catalog as tasks
+from muonlab.tasks.rehearsal import rehearse
 from muonlab.train.inherit import has_own_classes, inherit
 from muonlab.train.linear_probe import can_be_probed, linear_probe
 
-__all__ = ["Target", "feature_transfer", "plan_feature_transfer"]
+__all__ = ["Target", "feature_transfer", "named_with_data", "plan_feature_transfer"]
 
 SHARE = 0.1  # of the tokens of pretraining, for fine-tuning where nothing else is asked for; ours
 
@@ -110,6 +113,7 @@ def plan_feature_transfer(config: FeaturesConfig, pretrained: Mapping[str, RunSp
     if tasks.is_external(config.transfer_to):
         raise UsageError(f"{config.transfer_to} is trained elsewhere: --transfer-to needs a task that is trained here")
     settings = _settings(config)
+    fresh_head = _common(first, config, settings)
     tokens = config.transfer_tokens or int(first.horizon_tokens * SHARE)
     if tokens // config.batch_tokens < MIN_STEPS:
         raise UsageError(
@@ -125,10 +129,19 @@ def plan_feature_transfer(config: FeaturesConfig, pretrained: Mapping[str, RunSp
     base = next(iter(bases.values()))
     if (base.task, base.data_fingerprint) == (first.task, first.data_fingerprint):
         raise UsageError(f"--transfer-to {base.task} is the task itself on the same data: name another, or other data")
-    fresh_head, probe = _checked(first, base)
+    probe = _can_be_probed(base)
     spaces = {name: coordinates(one, ("opt.lr",)) for name, one in bases.items()}
     few = replace(rules, seeds=rules.seeds[: rules.first_seeds])  # those that every pretraining was tuned on
     return Target(bases, spaces, few, fresh_head, probe)
+
+
+def named_with_data(spec: RunSpec) -> str:
+    """Task and files of a run, as an error names them.
+
+    >>> named_with_data(RunSpec(task="text", data=("a.txt",), optimizer="muon", horizon_tokens=8, batch_tokens=1))
+    'task text of a.txt'
+    """
+    return f"task {spec.task} of {', '.join(spec.data)}" if spec.data else f"task {spec.task}"
 
 
 def _settings(config: FeaturesConfig) -> dict[str, object]:
@@ -145,11 +158,29 @@ def _settings(config: FeaturesConfig) -> dict[str, object]:
     return {**found, **config.transfer_settings}
 
 
-def _checked(first: RunSpec, second: RunSpec) -> tuple[bool, bool]:
-    """Whether the second task has classes of its own, and whether its model can be probed."""
-    source, task = (tasks.resolve(s.task, s.task_options, s.data, s.source) for s in (first, second))
-    model, fresh_head, probe = task.build(), has_own_classes(task), can_be_probed(task)
+def _common(first: RunSpec, config: FeaturesConfig, settings: Mapping[str, object]) -> bool:
+    """Whether the second task has classes of its own.
+
+    Raises   UsageError where the two models have nothing in common, which no other length or batch would change
+    """
+    info = tasks.locate(config.transfer_to)
+    options = {name.removeprefix("task."): v for name, v in settings.items() if name.startswith("task.")}
+    data = tuple(str(Path(path).absolute()) for path in config.transfer_data)
+    task: Any = tasks.resolve(info.name, options, data, info.source)
+    if not tasks.is_ours(info.name):
+        rehearse(task)
+    source = tasks.resolve(first.task, first.task_options, first.data, first.source)
+    model, fresh_head = task.build(), has_own_classes(task)
     inherit(model, source.build().state_dict(), tasks.roles_of(task, model), fresh_head)
-    if probe:
-        linear_probe(task, model)
-    return fresh_head, probe
+    return fresh_head
+
+
+def _can_be_probed(second: RunSpec) -> bool:
+    task = tasks.resolve(second.task, second.task_options, second.data, second.source)
+    if not can_be_probed(task):
+        return False
+    try:
+        linear_probe(task, task.build())
+    except UsageError as error:
+        raise UsageError(f"{named_with_data(second)}: {error}") from None
+    return True

@@ -11,12 +11,14 @@ from muonlab.records.evidence import Arm, Cell
 from muonlab.records.features import FeaturesEvidence
 from muonlab.records.watch import Watch
 from muonlab.study.config import ComparisonConfig, FeaturesConfig, StudyConfig, validated
-from muonlab.study.feature_transfer import Target, feature_transfer, plan_feature_transfer
+from muonlab.study.feature_transfer import Target, feature_transfer, named_with_data, plan_feature_transfer
 from muonlab.study.plan import OptimizersPlan, base_specs, check_cap, check_tunable, named, tuning_rules
 from muonlab.study.price import Part, Price, num_configurations
 from muonlab.study.protocol import Protocol, gather
 from muonlab.study.space import coordinates
 from muonlab.study.tune import TuningRules, tune
+from muonlab.tasks import catalog as tasks
+from muonlab.train.feature_probes import FeatureProbe
 
 __all__ = ["FeaturesPlan", "features_study", "plan_features", "without_decay"]
 
@@ -110,7 +112,8 @@ class FeaturesPlan(OptimizersPlan):
 def plan_features(config: FeaturesConfig) -> FeaturesPlan:
     """Check everything that can be checked before the first run, and lay the study out.
 
-    Raises   UsageError for what `plan_comparison` refuses, and what `plan_feature_transfer` does
+    Raises   UsageError for what `plan_comparison` refuses, a model or labels that can't be probed, and what
+             `plan_feature_transfer` refuses
     """
     if "seed" in config.settings:
         raise UsageError("a study of features runs several seeds: name the first with --seed, not with --set seed")
@@ -118,6 +121,7 @@ def plan_features(config: FeaturesConfig) -> FeaturesPlan:
     asked, found = named(validated({**shared, "horizon_tokens": config.horizon_tokens}, ComparisonConfig))
     bases = base_specs(asked)
     check_tunable(asked, found, next(iter(bases.values())))
+    _check_probes(next(iter(bases.values())))
     spaces = {name: coordinates(base, asked.tune, asked.fixed(name)) for name, base in bases.items()}
     tuning = tuning_rules(config)
     check_cap(spaces, tuning)
@@ -127,6 +131,17 @@ def plan_features(config: FeaturesConfig) -> FeaturesPlan:
         return FeaturesPlan(bases, spaces, asked.baseline, seeds, tuning, config.looks)
     target = plan_feature_transfer(config, bases, tuning)
     return FeaturesPlan(bases, spaces, asked.baseline, seeds, tuning, config.looks, target)
+
+
+def _check_probes(base: RunSpec) -> None:
+    """What the first final run would find out, long after the tuning."""
+    if tasks.is_external(base.task):
+        return
+    task = tasks.resolve(base.task, base.task_options, base.data, base.source)
+    try:
+        FeatureProbe(task, task.build())
+    except UsageError as error:
+        raise UsageError(f"{named_with_data(base)} can't be studied: {error}") from None
 
 
 def _refuse_transfer(config: FeaturesConfig) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from muonlab.analyze import features
 from muonlab.analyze.feature_transfer import silenced, transfer_claims, transfer_rows
-from muonlab.analyze.features import Claim, FeaturesFinding
+from muonlab.analyze.features import NO_CORRUPTIONS, NO_LABELS, Claim, FeaturesFinding
 from muonlab.analyze.findings import Check, Effect
 from muonlab.analyze.significance import withheld
 from muonlab.analyze.verdicts import features_verdict
@@ -54,8 +54,10 @@ def _with_transfer(
 
 
 def _open(claims: Sequence[Claim], checks: Sequence[Check]) -> tuple[Claim, ...]:
+    """What no run could measure stays said: mending the broken rule would not bring it."""
     why = f"withheld: {', '.join(check.name for check in withheld(checks))} broken"
-    return tuple(replace(claim, held=None, detail=why) for claim in claims)
+    never = (NO_LABELS, NO_CORRUPTIONS)
+    return tuple(replace(c, held=None, detail=c.detail if c.detail in never else why) for c in claims)
 
 
 def _silent(row: Any) -> Any:

@@ -289,7 +289,8 @@ def _check_batch(spec: RunSpec, task: tasks.Task) -> None:
         )
     if spec.num_steps < MIN_STEPS:
         raise UsageError(
-            f"horizon_tokens {spec.horizon_tokens} is only {spec.num_steps} steps: raise it, or lower batch_tokens"
+            f"horizon_tokens {spec.horizon_tokens} is only {spec.num_steps} steps: raise it (--tokens) to at least "
+            f"{MIN_STEPS * spec.batch_tokens}, {MIN_STEPS} steps, or lower batch_tokens"
         )
     if hasattr(task, "check"):
         task.check(spec.batch_tokens // unit)

@@ -17,6 +17,9 @@ class Task(Protocol):
 
     A *sample* is the unit that batches are counted in (a sequence, an image); `tokens_per_sample` converts to tokens
     (1 for images). Loss is in nats per token.
+
+    Below in this file are the methods that a task may have besides, among them `labelled(count)`, which gives inputs
+    and labels of shape (samples,) or (samples, positions) for probes of layers.
     """
 
     tokens_per_sample: int
@@ -60,8 +63,8 @@ class PublishesRoles(Protocol):
 # `measures(model) -> dict[str, float]`: what else to know of the model, name -> number, taken when the held-out loss
 #     is during a run and kept in the record's probes. It must not change the model.
 # `labelled(count) -> (inputs, labels)`: about `count` held-out labels, always the same, with what the model takes to
-#     give them, for probes of its layers: a label for each input, or for each input and position, -1 for none. Where
-#     held-out batches are (inputs, classes) it is not needed.
+#     give them, for probes of its layers: whole numbers, (samples,) or (samples, positions), -1 for none, two rows
+#     or more of every class; or None. Where held-out batches are (inputs, classes) it is not needed.
 # `corruptions -> Mapping[str, function]`: name -> function of (inputs, severity from 1 to 5, seed) that gives inputs,
 #     which stand for what `loss` calls the model with.
 # `fingerprint() -> str`: hash of the data; the options and the hash of the source identify it otherwise.

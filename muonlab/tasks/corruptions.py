@@ -47,12 +47,13 @@ class Corruption:
     def __call__(self, batch: Tensor, severity: int, seed: int = 0, start: int = 0) -> Tensor:
         """The batch at a severity from 1 to 5; its row i is sample start + i of the seed.
 
-        Raises   UsageError for another severity, or a batch of the other kind
+        Raises   UsageError for another severity, a start below 0, a batch of the other kind, numbers that are none of
+                 its kind
         """
         _check(severity)
-        if batch.ndim != (4 if self.kind == "image" else 2) or batch.is_floating_point() != (self.kind == "image"):
-            wanted = "images (B, C, Y, X) in [0, 1]" if self.kind == "image" else "bytes (B, T)"
-            raise UsageError(f"{self.name} wants {wanted}, got {batch.dtype} of shape {tuple(batch.shape)}")
+        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
+            raise UsageError(f"start must be the number of a sample, from 0, got {start!r}")
+        self._check_batch(batch)
         stream = zlib.crc32(self.name.encode()) << 32 ^ seed
 
         def uniform(per_sample: int) -> Tensor:
@@ -62,6 +63,17 @@ class Corruption:
 
         found = self.apply(batch, self.levels[severity - 1], uniform)
         return found.clamp(0, 1) if self.kind == "image" else found
+
+    def _check_batch(self, batch: Tensor) -> None:
+        image = self.kind == "image"
+        wanted, most = ("images (B, C, Y, X) in [0, 1]", 1) if image else ("bytes (B, T) from 0 to 255", 255)
+        if not isinstance(batch, Tensor):
+            raise UsageError(f"{self.name} wants a tensor of {wanted}, got {type(batch).__name__}: convert it")
+        if batch.ndim != (4 if image else 2) or batch.is_floating_point() != image or batch.dtype == torch.bool:
+            raise UsageError(f"{self.name} wants {wanted}, got {batch.dtype} of shape {tuple(batch.shape)}")
+        low, high = (float(end) for end in batch.aminmax()) if batch.numel() else (0.0, 0.0)
+        if not 0 <= low <= high <= most:  # NaN is neither
+            raise UsageError(f"{self.name} wants {wanted}, got values from {low:g} to {high:g}: scale or clamp them")
 
 
 CORRUPTIONS: Mapping[str, Corruption] = {

@@ -5,6 +5,7 @@ import io
 import pickle
 import re
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ CIFAR_PIXELS = 3 * 32 * 32
 # What the pickles of CIFAR are made of, under the names that old and new versions of numpy give it.
 PICKLED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 MODULES = {"numpy.core.multiarray", "numpy._core.multiarray"}
-BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, pickle.UnpicklingError, tarfile.TarError)
+BROKEN = (
+    OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, pickle.UnpicklingError, tarfile.TarError,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 class Split(NamedTuple):
@@ -153,7 +157,10 @@ def _broken(place: str, error: Exception) -> UsageError:
 
 
 def _read_npz(file: _File) -> tuple[Split, Split]:
-    with np.load(io.BytesIO(file.read()), allow_pickle=False) as archive:
+    content = file.read()
+    if content[:2] != b"PK":  # numpy would take it for a pickle
+        raise UsageError(f"{file.place} is no .npz, or its beginning is damaged: write it with np.savez")
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         names = {name.lower(): name for name in archive.files}
         for keys in NPZ_KEYS:
             if all(key in names for key in keys):

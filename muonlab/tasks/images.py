@@ -247,7 +247,20 @@ def _load_files(name: str, paths: tuple[str, ...], stats: tuple[tuple[str, int, 
         raise UsageError(f"{where} is not {name}: its images are {_shape(train)}, not {wanted}: name another --data")
     if largest >= num_classes:
         raise UsageError(f"{where}: there is a class {largest}, want 0 to {num_classes - 1}: name other files")
+    if not known:
+        _check_gaps(np.concatenate((train.labels, heldout.labels)), where)
     return ImageSet(train, heldout, num_classes)
+
+
+def _check_gaps(labels: NDArray[np.int64], where: str) -> None:
+    """Each class that nothing belongs to would be an output that is never right."""
+    found, last = np.unique(labels), int(labels.max())
+    if len(found) <= last:
+        gap = int(np.argmax(found != np.arange(len(found))))
+        raise UsageError(
+            f"{where}: no image has class {gap}, though there is a class {last}: number the {len(found)} classes "
+            "from 0 without gaps, as np.unique(labels, return_inverse=True) does for both splits together"
+        )
 
 
 def _clean(split: Split, where: str) -> Split:
@@ -256,9 +269,11 @@ def _clean(split: Split, where: str) -> Split:
     Raises   UsageError for anything that can't be that
     """
     images, labels = split.images, split.labels
+    if not len(images):
+        raise UsageError(f"{where}: there are no images: both splits need some")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) != len(images) or not len(images):
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) != len(images):
         raise UsageError(
             f"{where}: {len(images)} images have labels of shape {labels.shape} and type {labels.dtype}: "
             "give every image one whole number"

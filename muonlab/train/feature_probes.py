@@ -12,7 +12,6 @@ from muonlab.train.features import (
     Sample,
     fit_probe_is_possible,
     hidden_states,
-    layers_of,
     measured_layers,
     sample_of,
 )
@@ -26,7 +25,10 @@ SVD_FLOPS = 40  # of n d min(n, d): what a thread could do by matrix products wh
 
 @dataclass
 class FeatureProbe:
-    """Everything that a study of features takes of a model at some steps of its run, by name."""
+    """Everything that a study of features takes of a model at some steps of its run, by name.
+
+    Raises   UsageError where the model has no layers, or the task's labels can't be probed
+    """
 
     task: Task
     model: nn.Module
@@ -34,7 +36,7 @@ class FeatureProbe:
 
     def __post_init__(self) -> None:
         self.sample = sample_of(self.task)
-        layers_of(self.model)
+        hidden_states(self.model, self.sample)
         fit_probe_is_possible(self.sample.labels)
 
     def measure(self) -> dict[str, float]:
@@ -57,9 +59,12 @@ class FeatureProbe:
 
 
 class RankProbe:
-    """Effective ranks by layer during a run, at so few steps that they cost about `cost` of its time."""
+    """Effective ranks by layer during a run, as often as `cost` of its time allows, and after the last step."""
 
-    def __init__(self, task: Task, model: nn.Module, batch_tokens: int, flops_per_token: float, cost: float) -> None:
+    def __init__(
+        self, task: Task, model: nn.Module, batch_tokens: int, flops_per_token: float, cost: float, last: int = 0
+    ) -> None:
+        self.last = last  # step of the run
         self.model, self.sample = model, sample_of(task, RANK_SAMPLES)
         states = hidden_states(model, self.sample)
         self.names = tuple(f"rank.{layer}" for layer in states)
@@ -68,7 +73,7 @@ class RankProbe:
         self.every = math.ceil((tokens * flops_per_token / 3 + spectra) / (flops_per_token * batch_tokens * cost))
 
     def is_due(self, step: int) -> bool:
-        return step % self.every == 0
+        return step % self.every == 0 or step == self.last
 
     def measure(self) -> dict[str, float]:
         """rank.LAYER; of a layer that has collapsed, nothing."""

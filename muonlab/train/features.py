@@ -44,11 +44,10 @@ def sample_of(task: Task, count: int = SAMPLES) -> Sample:
     What `task.labelled(count)` gives, else the first held-out samples, where a batch is (inputs, classes) or inputs
     alone.
 
-    Raises   UsageError for a task with neither
+    Raises   UsageError for a task with neither, or labels that are none
     """
     if hasattr(task, "labelled"):
-        inputs, labels = task.labelled(count)
-        return Sample(inputs, labels)
+        return _labelled(task, task.labelled(count))
     inputs, labels = [], []
     for batch, _ in task.evaluation():
         pair = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
@@ -62,6 +61,19 @@ def sample_of(task: Task, count: int = SAMPLES) -> Sample:
         raise UsageError("the task has no held-out data: evaluation() yielded nothing")
     known = [classes for classes in labels if classes is not None]
     return Sample(torch.cat(inputs)[:count], torch.cat(known)[:count] if len(known) == len(labels) else None)
+
+
+def _labelled(task: Task, pair: Any) -> Sample:
+    labels = pair[1] if isinstance(pair, tuple | list) and len(pair) == 2 else pair
+    whole = isinstance(labels, Tensor) and labels.ndim in (1, 2) and not labels.is_floating_point()
+    if labels is pair or not (labels is None or whole):
+        got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+        where = "" if labels is pair else " for labels"
+        raise UsageError(
+            f"{type(task).__name__}.labelled(count) must give (inputs, labels), labels being whole numbers of shape "
+            f"(samples,) or (samples, positions), or None, got {got}{where}"
+        )
+    return Sample(pair[0], labels)
 
 
 def classes_of(batch: Any) -> Tensor | None:
@@ -98,7 +110,8 @@ def layers_of(model: nn.Module, names: Sequence[str] = ()) -> dict[str, nn.Modul
         if found:
             return found
     raise UsageError(
-        "the model has no ModuleList or Sequential whose elements were its layers: name them with --layers"
+        "the model has no ModuleList or Sequential whose elements were its layers: let build() keep them in one, or "
+        "look at trained weights with features --checkpoint FILE.pt --layers NAME,..."
     )
 
 

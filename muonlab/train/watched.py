@@ -44,7 +44,7 @@ class Watched:
         if watch.features:
             self.features = FeatureProbe(task, model)
         if watch.rank_cost:
-            self.layers = RankProbe(task, model, tokens, per_token, watch.rank_cost)
+            self.layers = RankProbe(task, model, tokens, per_token, watch.rank_cost, spec.num_steps)
         self.probes = Probes((*(NOISE if self.noise else ()), *(self.layers.names if self.layers else ())))
         if watch.probe:
             self.probes.note(0, linear_probe(task, model))

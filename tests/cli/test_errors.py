@@ -63,7 +63,7 @@ MISTAKES = {  # what is typed: what the line says
     "train TEXT --precision fp16": "unknown precision 'fp16': did you mean 'bf16'?",
     "train TEXT --device tpu": "unknown device 'tpu': did you mean 'cpu'?",
     "train text --tokens 2048 --batch-tokens 100": "must be a multiple of one sample, 64 tokens: try 128",
-    "train text --tokens 2048 --batch-tokens 2048": "is only 1 steps: raise it, or lower batch_tokens",
+    "train text --tokens 2048 --batch-tokens 2048": "is only 1 steps: raise it (--tokens) to at least 16384, 8 steps",
     "train text --data text.txt --tokens 819200 --batch-tokens 8192": "exceeds the training split of 7200",
     "train text --data empty.txt": "empty.txt: the text is empty",
     "train text --data short.txt": "give more text or lower task.seq_len",

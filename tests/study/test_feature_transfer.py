@@ -224,6 +224,7 @@ def test_the_default_length_is_a_tenth():
         (TEXT, {"transfer_settings": {"task.widht": 1}, "transfer_tokens": 40_960}, "unknown task option 'widht'"),
         (TEXT, {"transfer_settings": {"task.width": 32}, "transfer_tokens": 40_960}, "no parameter of one name"),
         (ASKED, {"transfer_tokens": 1280}, "no parameter of one name and shape in common"),
+        (TEXT, {"transfer_to": "digits"}, "no parameter of one name and shape in common"),
         (ASKED, {"transfer_to": "external:x"}, "is trained elsewhere"),
         (ASKED, {"transfer_to": "", "transfer_tokens": 1280}, "transfer_tokens is for a second task"),
     ],

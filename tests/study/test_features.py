@@ -1,5 +1,9 @@
 """The protocol of a study of features: what it asks for, and that it is what a comparison asks for too."""
 
+import numpy as np
+import pytest
+
+from muonlab.errors import UsageError
 from muonlab.records.watch import Watch
 from muonlab.study.calibration import Landscape, Response
 from muonlab.study.config import ComparisonConfig, FeaturesConfig, validated
@@ -58,3 +62,29 @@ def test_only_final_runs_are_looked_at():
     assert plan.watch.of(base.set({"seed": plan.tuning.seeds[0]})) == Watch()
     price = plan.price()
     assert 0 < price.least_runs < price.most_runs and price.least_tokens < price.most_tokens
+
+
+def planned(task, **more):
+    return plan_features(validated({"task": task, "batch_tokens": 8, "horizon_tokens": 256, **more}, FeaturesConfig))
+
+
+@pytest.mark.parametrize("task", ["matrix", "components"])
+def test_a_model_without_layers_is_refused_before_the_first_run(task):
+    with pytest.raises(UsageError, match=f"task {task} can't be studied: the model has no ModuleList"):
+        planned(task)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [(np.zeros(16, int), "two classes"), (np.arange(16) % 9, "twice as many rows"), (np.arange(16) % 2, "")],
+)
+def test_labels_that_cannot_be_probed_are_refused_before_the_first_run(tmp_path, labels, message):
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8), np.uint8)
+    path = tmp_path / "a.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    asked = {"data": (str(path),), "settings": {"task.width": 4}}
+    if not message:
+        assert planned("images", **asked).price().least_runs
+        return
+    with pytest.raises(UsageError, match=f"task images of .*a.npz can't be studied: .*{message}"):
+        planned("images", **asked)

@@ -54,6 +54,24 @@ def test_what_was_kept_gives_the_same_finding(script, url) -> None:
     assert all(not records[key].probes and records[key].final_loss is not None for key in tuned)
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_what_the_task_does_not_have_stays_said_where_the_verdict_is_withheld(lost) -> None:
+    from muonlab.study.features_fairness import conclude_features
+
+    world = World(corruptions=(), lost=lost)
+    evidence = world.study()
+    bare = {
+        key: replace(run, probes={n: s for n, s in run.probes.items() if "margin" not in n})
+        for key, run in world.records.items()
+    }
+    finding = conclude_features(evidence, bare)
+    assert finding.verdict.startswith("Verdict withheld") == lost
+    said = {claim.claim.split()[2]: claim.detail for claim in finding.claims if claim.optimizer == "muon"}
+    assert said["normalised"] == "not measured: the task has no labels"
+    assert said["rise"] == "not measured: the task has no corruptions"
+    assert said["effective"].startswith("withheld" if lost else "resolved")
+
+
 def test_a_page_refers_to_the_figures_that_there_are(script, url, tmp_path) -> None:
     script.keep(str(url), ["abab"])
     script.write(["digits"])

@@ -114,7 +114,7 @@ def test_the_horizon_is_a_whole_number_of_batches():
         ({}, {"clip": float("inf")}, "clip must be a finite number, got inf"),
         ({}, {"seed": 3}, "name the first with --seed"),
         ({"batch_tokens": 1000}, {}, "batch_tokens 1000 must be a multiple of one sample, 32 tokens: try 992"),
-        ({"horizon_tokens": 7 * BATCH}, {}, "is only 7 steps: raise it, or lower batch_tokens"),
+        ({"horizon_tokens": 7 * BATCH}, {}, f"is only 7 steps: raise it (--tokens) to at least {8 * BATCH}, 8 steps"),
         ({"data": ("/nonexistent/corpus.txt",)}, {}, "no such file or directory: /nonexistent/corpus.txt"),
         ({"horizon_ratios": (1.0, 2.0)}, {}, "horizon_ratios needs at least three horizons"),
         ({"horizon_ratios": (0.0, 1.0, 2.0)}, {}, "horizon_ratios must be positive"),

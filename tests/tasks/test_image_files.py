@@ -4,6 +4,7 @@ import gzip
 import io
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,6 +246,8 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path, capsys):
         ({"y_train": LABELS[:10] - 1}, "class -1 is below 0"),
         ({"y_train": LABELS[:10] / 2}, "type float64: give every image one whole number"),
         ({"y_test": LABELS[:1]}, "2 images have labels of shape (1,)"),
+        ({"x_test": COLOUR[:0], "y_test": LABELS[:0]}, "a.npz, test: there are no images"),
+        ({"y_train": LABELS[:10] * 1000, "y_test": LABELS[:2] * 1000}, "no image has class 1, though there is a class"),
     ],
 )  # fmt: skip
 def test_arrays_that_are_no_images_are_refused(tmp_path, change, message):
@@ -259,3 +262,15 @@ def test_other_archives_say_what_they_hold(tmp_path):
     assert "holds 2 .npz files: name one" in line_of("images", tmp_path)
     grey = npz(tmp_path / "g.npz", x_train=GREY, y_train=GREY_LABELS, x_test=GREY, y_test=GREY_LABELS)
     assert "is not cifar10: its images are 1 x 28 x 28, not 3 x 32 x 32" in line_of("cifar10", grey)
+
+
+def test_a_damaged_archive_of_arrays_is_named_with_its_reason(tmp_path):
+    content = Path(npz(tmp_path / "a.npz", x_train=COLOUR, y_train=LABELS, x_test=COLOUR, y_test=LABELS)).read_bytes()
+    for name, damaged, reason in (
+        ("cut", content[: len(content) // 2], "BadZipFile"),
+        ("other", b"\x93NUMPY" + content, "is no .npz"),
+        ("empty", b"", "is no .npz"),
+    ):
+        (tmp_path / f"{name}.npz").write_bytes(damaged)
+        told = line_of("images", tmp_path / f"{name}.npz")
+        assert f"{name}.npz" in told and reason in told and "pickle" not in told
