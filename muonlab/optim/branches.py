@@ -1,7 +1,7 @@
 """What of a growing model is multiplied in its forward pass: outputs of residual branches, inputs of tied heads."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,6 +11,8 @@ from torch import nn
 from muonlab.errors import UsageError
 
 __all__ = ["ScaledInput", "ScaledOutput", "branch_factors"]
+
+LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,11 @@ def _matches(name: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
-def _check(model: nn.Module, chosen: dict[str, float], pattern_of: Callable[[str], str]) -> None:
+def _check(model: nn.Module, chosen: Collection[str], pattern_of: Callable[[str], str]) -> None:
     for name in chosen:
         parts = name.split(".")
+        if isinstance(module := model.get_submodule(name), LISTS):
+            raise UsageError(f"branches: {name} is a {type(module).__name__}, which is never called: name what it has")
         for outer in (".".join(parts[:i]) for i in range(1, len(parts))):
             if isinstance(model.get_submodule(outer), nn.MultiheadAttention):
                 instead = pattern_of(outer).replace("#", "*")

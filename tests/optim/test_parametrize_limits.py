@@ -63,6 +63,8 @@ def encoder(depth):
 def test_a_branch_that_is_never_called_is_refused_with_the_one_to_name(model, base, branches, instead):
     with pytest.raises(UsageError, match=f"out_proj is never called, .*name the attention, {instead}"):
         muonlab.parametrize(model, base=base, branches=branches)
+    with pytest.raises(UsageError, match="blocks is a ModuleList, which is never called"):
+        muonlab.parametrize(Net(depth=4), base=Net(depth=2), branches="blocks")
 
 
 def test_the_attention_itself_is_a_branch():
