@@ -197,12 +197,19 @@ def show_price(price: Any, num_workers: int, json: bool) -> None:
         },
         "workers": num_workers,
     }
+    if price.check:
+        parts, runs = price.check.parts, price.check.least_runs
+        seconds = _seconds(rates[: len(parts)], [part.least_tokens for part in parts], runs, num_workers)
+        tokens = int(price.check.least_tokens)
+        document["coordinate_check"] = {"runs": runs, "tokens": tokens, "seconds": seconds}
     if json:
         return print_json(document)
     for name, text in (("runs", "{:,}"), ("tokens", "{:,}"), ("time", "")):
         ends = document.get(name) or document["seconds"]
         least, most = (text.format(x) if text else _duration(x) for x in (ends["least"], ends["most"]))
         print(f"{name:8} {least:>16} to at most {most}" + (f", with {num_workers} workers" if not text else ""))
+    if price.check:
+        print(f"Of that, the coordinate check: {runs:,} runs, {tokens:,} tokens, {_duration(seconds)}.")
     print("The first figure is a tuning without extended grids or added seeds; what the store already has is not run.")
 
 

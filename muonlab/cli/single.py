@@ -116,15 +116,17 @@ def _spec(chosen: dict[str, Any], looks: Looks) -> "tuple[RunSpec, Watch]":
     if not isinstance(optimizers, list | tuple) or len(optimizers) != 1:
         raise UsageError("a run has one optimizer: name it with --optimizer")
     config = validated({**chosen, "baseline": optimizers[0]})
+    every, num_steps = looks.eval_every, config.horizon_tokens // config.batch_tokens
+    if max(looks.coordinates, default=0) > num_steps:
+        beyond = ",".join(str(step) for step in sorted(looks.coordinates) if step > num_steps)
+        raise UsageError(f"--coordinates {beyond} is beyond the run's {num_steps} steps: leave it out")
+    eval_steps = frozenset(range(every, num_steps + 1, every) if every else ())
+    costs = {"noise_cost": looks.noise * PROBE_COST, "rank_cost": looks.ranks * PROBE_COST}
+    watch = Watch(eval_steps, coordinates=looks.coordinates, **costs)
     settings = {"seed": config.first_seed, **config.settings}
     with users_code():
         (spec,) = base_specs(config.model_copy(update={"settings": settings})).values()
-    every, last = looks.eval_every, max(looks.coordinates, default=0)
-    if last > spec.num_steps:
-        raise UsageError(f"--coordinates {last} is beyond the run's {spec.num_steps} steps: leave it out")
-    eval_steps = frozenset(range(every, spec.num_steps + 1, every) if every else ())
-    costs = {"noise_cost": looks.noise * PROBE_COST, "rank_cost": looks.ranks * PROBE_COST}
-    return spec, Watch(eval_steps, coordinates=looks.coordinates, **costs)
+    return spec, watch
 
 
 def _run(spec: "RunSpec", watch: "Watch", laboratory: Laboratory, json: bool, executor: Any = None) -> int:

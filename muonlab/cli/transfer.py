@@ -82,12 +82,14 @@ def transfer(
 ) -> None:
     """Hyperparameters for a wide model from narrow ones, by telescoping; and whether the best lr moves with the width.
 
-    1. The coordinate check: a few steps at every width, with predictions made before. 2. A whole grid at the first
-    width. 3. At each wider one a smaller and finer grid that costs as much, around the optimum and as far as it may
-    have drifted. 4. From the drift the settings at --final, and runs with them on fresh seeds. The base model of a
-    parametrization is that of the first width.
+    1. The coordinate check: a few steps at every width, predicted before.
+    2. The whole grid at the first width.
+    3. At each wider one a smaller, finer grid around the optimum, as costly.
+    4. From its drift the settings at --final, and runs with fresh seeds.
 
-    Results are kept in the store: the same command again runs nothing, and after an interruption it goes on.
+    The base model of a parametrization is that of the first width.
+
+    The store keeps results: the same command runs nothing twice and goes on.
     """
     flags = {
         "task": task, "optimizers": names(optimizers), "baseline": baseline, "data": paths(data),

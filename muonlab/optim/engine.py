@@ -26,7 +26,7 @@ from muonlab.optim.inspection import diagnostics_of, explain_table
 from muonlab.optim.jobs import jobs_of
 from muonlab.optim.loading import adopted, check_state_dict, restore_dtypes
 from muonlab.optim.rule import Rule, declarations
-from muonlab.optim.scaling import scaling_of
+from muonlab.optim.scaling import Vigil, scaling_of
 from muonlab.optim.sharded import Sharding
 from muonlab.optim.sharding import gradient_of, local_of, refuse_flattened
 from muonlab.optim.signature import bound_to, signature_of
@@ -90,6 +90,7 @@ class Engine(torch.optim.Optimizer):
         self._traced = CompiledUpdate(lambda: self.defaults["compile"])
         self._rules: dict[int, tuple[list[Any], Rule]] = {}
         self._sharding = Sharding(self._replicas)
+        self._vigil = Vigil()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; entries that are not 2-D are routed, unless `algorithm`, `use_muon` or `role` says it all.
@@ -124,10 +125,11 @@ class Engine(torch.optim.Optimizer):
     def _check_named(self, group: Mapping[str, Any]) -> None:
         named = "param_names" in group or any(isinstance(item, tuple) for item in group["params"])
         if any(("param_names" in other) != named for other in self.param_groups):
-            given, wanted = ("with", "parameters alone") if named else ("without", "(name, parameter) pairs")
+            given, wanted = ("with", "parameters alone") if named else ("without", "(name, parameter) pairs as params")
+            late = "; what comes later is not scaled" if any("multipliers" in g for g in self.param_groups) else ""
             raise ValueError(  # in torch's words
                 "all optimizer param groups should be with/without names. "
-                f"cannot add param group {given} names to the optimizer: pass {wanted}"
+                f"cannot add param group {given} names to the optimizer: pass {wanted}{late}"
             )
 
     def _add_complete(self, group: dict[str, Any]) -> None:
@@ -203,6 +205,7 @@ class Engine(torch.optim.Optimizer):
                 rule.observe(grads[p], {name: local_of(value) for name, value in state.items()}, num_samples)
 
     def _update(self) -> None:
+        self._vigil(self.param_groups)
         work = [
             (self._built(group), group, [p for p in dict.fromkeys(group["params"]) if p.grad is not None])
             for group in self.param_groups

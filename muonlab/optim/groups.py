@@ -130,10 +130,11 @@ def complete_group(
     refuse_unknown(group, mine)
     refuse_unsupported(group, mine)
     undecayed = group.get("role") == Role.VECTOR
-    factors = multipliers_of(group)
+    if (factors := multipliers_of(group)) is not None:
+        group["multipliers"] = factors
     for key, value in _defaults_for(mine, rule, defaults).items():
         value = 0.0 if key == "weight_decay" and undecayed else value
-        group.setdefault(key, value * factors[key] if key in factors else value)
+        group.setdefault(key, value * factors[key] if factors and key in factors else value)
     for key, value in FLAGS.items():
         group.setdefault(key, defaults.get(key, value))
     for key in mine.unsupported:

@@ -43,6 +43,11 @@ class Growth:
         """What decay takes for the growth of the model's width: that of the inputs, of the outputs where they are."""
         return self.fan_in if self.fan_in != 1.0 else self.fan_out
 
+    @property
+    def has_grown(self) -> bool:
+        """Whether it is not the base's own in shape and number."""
+        return self.depth != 1.0 or self.shape != self.base_shape
+
     def ratio(self, size: Callable[[Shape], float]) -> float:
         """A function of the shape over what it is for the base's."""
         return size(self.shape) / size(self.base_shape)
@@ -228,7 +233,18 @@ class Parametrization:
                 rows.append((name, str(g.role), *(f"x {factor:.4g}" for factor in grown)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, *(f"{name} as a module: x {factor:.4g}" for name, factor in self.outputs.items())])
+        if len(rows) == 1:
+            lines = [f"{self.kind}: no width or depth has grown, so nothing is multiplied"]
+        if self.kind == "standard":
+            lines = ["standard: the model is left as it is"]
+        lines += [f"{name} as a module: x {factor:.4g}" for name, factor in self.outputs.items()]
+        return "\n".join([*lines, *self._vocabularies()])
+
+    def _vocabularies(self) -> list[str]:
+        """Heads with more outputs than in the base, for which nothing is done."""
+        heads = {name: g.ratio(math.prod) / g.fan_in for name, g in self.growths.items() if g.role is Role.HEAD}
+        said = "outputs count as a vocabulary and are not scaled"
+        return [f"{name}: its x {more:.4g} {said}" for name, more in heads.items() if not math.isclose(more, 1.0)]
 
 
 def _parts(name: str, growth: Growth, split: Mapping[str, Any]) -> list[Growth]:

@@ -1,21 +1,20 @@
 """Apply a parametrization to a model: initial weights, output multipliers, and what its optimizer will need."""
 
-import fnmatch
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from muonlab.errors import UsageError, unknown
 from muonlab.optim import catalog
+from muonlab.optim.branches import ScaledInput, ScaledOutput, branch_factors
 from muonlab.optim.counterparts import TABLES, Pair, growth_of, matched
 from muonlab.optim.groups import routed_groups, rule_defaults
 from muonlab.optim.parametrization import Growth, Parametrization, check_kind, init_power
-from muonlab.optim.scaling import is_marked, mark, parametrization_of, scaling_of
+from muonlab.optim.scaling import is_parametrized, mark, parametrization_of, scaling_of
 from muonlab.optim.sharding import is_dtensor
 from muonlab.roles import Role
 
@@ -26,28 +25,31 @@ __all__ = ["param_groups", "parametrize"]
 def parametrize(
     model: nn.Module,
     *,
-    base: nn.Module,
+    base: nn.Module | None = None,
     kind: str = "spectral",
     branches: Iterable[str] = (),
     roles: Mapping[str, Role | str] | None = None,
 ) -> Parametrization:
     """Make a freshly initialised model one for which the hyperparameters of a smaller one are right.
 
-    `base` is a model of the same class at the size where they were tuned, with real initial weights. Parameters are
-    matched by name; where there are more blocks, by the name without its numbers. `branches` names the modules (or
-    globs) whose output is added to a residual stream; only with them may depth differ. `roles` are those that the
-    optimizer will be given.
+    `base` is a model of the same class at the size where they were tuned, with real initial weights; only "standard"
+    needs none. Parameters are matched by name; where there are more blocks, by the name without its numbers. `branches`
+    names the modules whose output is added to a residual stream; only with them may depth differ. A `*` in them stands
+    for one part of a name: "blocks.*" is every block and nothing inside. `roles` are those that the optimizer will be
+    given.
 
     In place: initial weights get the root mean square of the base's times a power of growth (`init_power`), unless
     shape and number are the base's; zeros stay zero. The output of a branch is multiplied by base depth / depth, the
     input of a head that is tied to an embedding by 1 / growth of the width, for its weights are the embedding's. Then
     give the model itself to an optimizer, with the hyperparameters of the base (`Muon(model, lr=...)`): it finds out
-    which to multiply by what (`muonlab.optim.parametrization.multipliers`). "standard" does nothing.
+    which to multiply by what (`muonlab.optim.parametrization.multipliers`), and its `explain()` shows it; what is
+    returned says what has grown. "standard" does nothing.
 
     The two factors are hooks: copies of the model have them, its state dict has not, so a model that is built anew to
     load one is parametrized first. Wrap (torch.compile, FSDP2, tensor parallelism) after, not before.
 
-    Raises   UsageError for another architecture, a base that is larger or has no weights, depth without `branches`
+    Raises   UsageError for another architecture, a base that is larger, parametrized or without weights, depth without
+             `branches`, a branch within another or one that is never called, as `out_proj` of nn.MultiheadAttention
     Source   init: Qiu et al. 2025 (2512.05620) and Yang et al. 2022 (2203.03466), table 3, which agree; branches:
              CompleteP, alpha = 1, as in Qiu et al. Essential AI 2025 (2505.02222) scale width alone
     Differs  from a table that sets standard deviations: the base's own are kept, and only what grows is changed
@@ -66,9 +68,12 @@ def parametrize(
     [0.0025, 0.01]
     """
     check_kind(kind)
+    _check_model(model)
     if kind == "standard":
-        return Parametrization(kind, {}, {})
-    _check(model, base)
+        found = Parametrization(kind, {}, {})
+        mark(model, found, (), ())
+        return found
+    _check_base(model, base)
     pairs, pattern_of = matched(model, base, roles)
     branches = [branches] if isinstance(branches, str) else list(branches)
     growths = {pair.name: growth_of(pair) for pair in pairs}
@@ -78,7 +83,7 @@ def parametrize(
         if pair.depth > 1 and not branches:
             more = f"the model has more of {pattern_of(pair.name)} than its base"
             raise UsageError(f"{more}: name the modules that write to its residual stream in `branches`")
-    inputs, outputs = _tied_heads(model, pairs, growths), _branches(model, base, branches, pattern_of)
+    inputs, outputs = _tied_heads(model, pairs, growths), branch_factors(model, base, branches, pattern_of)
     for pair in pairs:
         _rescale(pair, growths[pair.name])
     for path, factor in inputs.items():
@@ -86,7 +91,8 @@ def parametrize(
     for path, factor in outputs.items():
         model.get_submodule(path).register_forward_hook(ScaledOutput(factor))
     found = Parametrization(kind, growths, inputs | outputs)
-    mark(model, found, [pair.param for pair in pairs if not pair.is_alike])
+    grown = [pair for pair in pairs if not pair.is_alike]
+    mark(model, found, [pair.param for pair in grown], [module for pair in grown for module in pair.modules])
     return found
 
 
@@ -96,9 +102,11 @@ def param_groups(
     """The groups of a parametrized model for an optimizer of torch, or another that is element-wise.
 
     `rule` is the one of ours that it equals ("adamw", "sgd", ...); `hyperparameters` (lr, eps, weight_decay) are those
-    of the base. eps, where it is not given and must change, is that of ours; weight_decay is 0 then, and of vectors.
+    of the base, and win over those of the optimizer's constructor. Where one group needs an eps of its own all have
+    one, from ours if it is not given; weight_decay is 0 unless given, and always of vectors.
 
-    Raises   UsageError for a model that is not parametrized, or a rule for matrices: take our class for it
+    Raises   UsageError for a model that is not parametrized, for a rule for matrices or a form of decay that torch does
+             not have: take our class for both
 
     >>> from muonlab import parametrize
     >>> small, large = (nn.Sequential(nn.Linear(8, n), nn.Linear(n, 4)) for n in (16, 64))
@@ -118,48 +126,42 @@ def param_groups(
             raise unknown(f"hyperparameter of {rule}", name, rule_defaults(cls.rule))
     if "lr" not in hyperparameters:
         raise UsageError("param_groups needs the lr of the base: lr=...")
+    if values["decay"] != rule_defaults(cls.rule)["decay"]:
+        decay = f'decay="{values["decay"]}"'
+        raise UsageError(f"optimizers of torch have no {decay}: leave it out, or use muonlab.{cls.__name__}(model)")
     groups, _ = routed_groups(model, roles, cls.rule, scaling=scaling_of(model, cls.rule(**values), None))
+    factors = [group.get("multipliers", {}) for group in groups]
+    keys = {"lr": None, "weight_decay": None, **{key: None for of_group in factors for key in of_group}}
+    shared = {key: value for key, value in hyperparameters.items() if key != "decay"}
     plain = []
-    for group in groups:
-        factors = group["multipliers"]
-        own = {key: values[key] * factors.get(key, 1.0) for key in (*factors, "lr", "weight_decay")}
+    for group, of_group in zip(groups, factors, strict=True):
+        own = {key: values[key] * of_group.get(key, 1.0) for key in keys}
         if group["role"] == Role.VECTOR:
             own["weight_decay"] = 0.0
-        plain.append({"params": [param for _, param in group["params"]], **hyperparameters, **own})
+        plain.append({"params": [param for _, param in group["params"]], **shared, **own})
     return plain
 
 
-@dataclass(frozen=True)
-class ScaledOutput:
-    """A forward hook: the output, or the first of several, times a factor."""
-
-    factor: float
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (output[0] * self.factor, *output[1:])
-        return output * self.factor
-
-
-@dataclass(frozen=True)
-class ScaledInput:
-    """A forward pre-hook: the first input times a factor, so that a bias is not touched."""
-
-    factor: float
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (args[0] * self.factor, *args[1:]), kwargs
-        name, first = next(iter(kwargs.items()))
-        return args, {**kwargs, name: first * self.factor}
-
-
-def _check(model: nn.Module, base: nn.Module) -> None:
-    if not isinstance(model, nn.Module) or not isinstance(base, nn.Module):
-        raise UsageError("model and base must be torch.nn.Module: build the same class twice, base at its own size")
-    if parametrization_of(model) is not None or any(map(is_marked, model.parameters())):
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if is_parametrized(model):
         raise UsageError("the model was parametrized before: build it anew")
+
+
+def _check_base(model: nn.Module, base: nn.Module | None) -> None:
+    if not isinstance(base, nn.Module):
+        raise UsageError(
+            "base must be a torch.nn.Module of the model's class at the size where hyperparameters were tuned: "
+            "parametrize(model, base=Net(width=64))"
+        )
+    if base is model:
+        raise UsageError("base is the model itself: build the same class again, at the size where you tuned")
+    if is_parametrized(base):
+        raise UsageError("the base was parametrized itself: build it anew, as it was where you tuned")
     for what, module in (("model", model), ("base", base)):
+        if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
+            raise UsageError(f"the {what} has lazy modules without shapes: pass it a batch first")
         if any(is_dtensor(p) for p in module.parameters()):
             raise UsageError(f"the {what} is spread over ranks: parametrize it before it is spread")
         if any(p.is_meta for p in module.parameters()):
@@ -174,23 +176,6 @@ def _tied_heads(model: nn.Module, pairs: Sequence[Pair], growths: Mapping[str, G
         if pair.role is Role.EMBEDDING and pair.has_table and growth != 1.0:
             found |= {paths[module]: 1 / growth for module in pair.modules if not isinstance(module, TABLES)}
     return found
-
-
-def _branches(
-    model: nn.Module, base: nn.Module, branches: Sequence[str], pattern_of: Callable[[str], str]
-) -> dict[str, float]:
-    """Each branch with base depth / depth, where it is not 1."""
-    names = [name for name, _ in model.named_modules() if name]
-    counts, found = Counter(map(pattern_of, names)), {}
-    before = Counter(pattern_of(name) for name, _ in base.named_modules())
-    for pattern in branches:
-        chosen = fnmatch.filter(names, pattern)
-        if not chosen or not all(before[pattern_of(name)] for name in chosen):
-            lacks = "base" if chosen else "model"
-            first = ", ".join(names[:5])
-            raise UsageError(f"branches: no module of the {lacks} is called {pattern!r} (the first are {first})")
-        found |= {name: before[pattern_of(name)] / counts[pattern_of(name)] for name in chosen}
-    return {name: factor for name, factor in found.items() if factor != 1.0}
 
 
 def _rescale(pair: Pair, growth: Growth) -> None:

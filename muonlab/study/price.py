@@ -29,6 +29,7 @@ class Price:
     least_runs: int
     most_runs: int
     parts: tuple[Part, ...]
+    check: "Price | None" = None  # of the coordinate check before it, whose parts come first
 
     @property
     def least_tokens(self) -> float:

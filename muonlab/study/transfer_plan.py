@@ -18,6 +18,7 @@ from muonlab.study.protocol import Protocol
 from muonlab.study.space import coordinates
 from muonlab.study.telescoping import log_place
 from muonlab.study.transfer import LR, Subject, TransferRules, transfer
+from muonlab.tasks import catalog as tasks
 
 __all__ = ["TransferPlan", "plan_transfer"]
 
@@ -56,7 +57,7 @@ class TransferPlan(OptimizersPlan):
             for width, (least, most) in counts.items():
                 spec = subject.specs[width]
                 parts.append(Part(spec, least * spec.horizon_tokens, most * spec.horizon_tokens))
-        return Price(least_runs, most_runs, tuple(parts))
+        return Price(least_runs, most_runs, tuple(parts), checked if self.check else None)
 
 
 def runs_of(subject: Subject, rules: TransferRules) -> dict[int, tuple[int, int]]:
@@ -90,11 +91,12 @@ def plan_transfer(config: TransferConfig) -> TransferPlan:
     kinds: dict[str, tuple[str, str]] = {}
     asked, found = named(_at_width(config, config.widths[0], config.parametrizations[0]))
     for kind in config.parametrizations:
-        for width in sorted({*config.widths, *([config.final] if config.final else [])}):
-            for name, spec in base_specs(_at_width(config, width, kind)).items():
+        for width, specs in _specs(config, kind).items():
+            for name, spec in specs.items():
                 label = _label(config, name, kind)
-                subjects.setdefault(label, {})[width] = spec
                 kinds[label] = (name, kind)
+                if width in (*config.widths, config.final):
+                    subjects.setdefault(label, {})[width] = spec
     for label, specs in subjects.items():
         spaces[label] = _space(config, kinds[label][0], specs[config.widths[0]])
     bases = {label: specs[config.widths[0]] for label, specs in subjects.items()}
@@ -123,6 +125,33 @@ def plan_transfer(config: TransferConfig) -> TransferPlan:
     return TransferPlan(bases, spaces, arms, rules, _coordinates(config))
 
 
+def _specs(config: TransferConfig, kind: str) -> dict[int, dict[str, RunSpec]]:
+    """Every width, those of the coordinate check too, with a run of every optimizer.
+
+    Raises   UsageError that names all widths which cannot be, and the flags that they came from
+    """
+    flags = {
+        "--widths": config.widths, "--final": (config.final,) if config.final else (),
+        "--coordinate-widths": config.coordinate_widths,
+    }  # fmt: skip
+    found: dict[int, dict[str, RunSpec]] = {}
+    errors: dict[int, str] = {}
+    for width in sorted({width for widths in flags.values() for width in widths}):
+        try:
+            found[width] = base_specs(_at_width(config, width, kind))
+        except UsageError as error:
+            errors[width] = str(error)
+    if not errors:
+        return found
+    first = next(iter(errors.values()))
+    if "width" not in tasks.locate(config.task).options and not tasks.is_external(config.task):
+        raise UsageError(f"a transfer study needs a task with an option `width`: {first}")
+    if not found and len(set(errors.values())) == 1:
+        raise UsageError(first)  # it has nothing to do with the width
+    bad = {flag: [width for width in widths if width in errors] for flag, widths in flags.items()}
+    raise UsageError(" ".join(f"{flag} {_list(widths)}" for flag, widths in bad.items() if widths) + f": {first}")
+
+
 def _coordinates(config: TransferConfig) -> CoordinatePlan | None:
     """The coordinate check of the same optimizers, parametrizations and base width, on the seeds of the final runs."""
     if not config.coordinates:
@@ -136,7 +165,9 @@ def _coordinates(config: TransferConfig) -> CoordinatePlan | None:
 def _check(config: TransferConfig) -> None:
     """What can be said of a config without its task."""
     widths, final = config.widths, config.final
-    if len(widths) < 2 or min(widths) < 1 or list(widths) != sorted(set(widths)):
+    if narrow := [width for width in widths if width < 1]:
+        raise UsageError(f"--widths must be 1 or more, got {_list(narrow)}")
+    if len(widths) < 2 or list(widths) != sorted(set(widths)):
         raise UsageError(
             f"a transfer study needs two or more ascending widths, such as --widths 32,64,128; got {_list(widths)}"
         )
@@ -157,6 +188,8 @@ def _check(config: TransferConfig) -> None:
             raise UsageError(f"{name} is what a transfer study varies: give it with {instead}, not with --set")
     if len(config.tune) > MOST_AXES:
         raise UsageError(f"a mesh has at most {MOST_AXES} axes, --hyperparameters names {len(config.tune)}")
+    if repeated := [name for name in dict.fromkeys(config.tune) if config.tune.count(name) > 1]:
+        raise UsageError(f"--hyperparameters names {', '.join(repeated)} twice: name each once")
     if LR not in config.tune:
         raise UsageError(f"--hyperparameters must name {LR}: whatever else is tuned, its best value follows lr")
     if others := [name for name in config.tune if not name.startswith(("opt.", "aux."))]:
@@ -169,10 +202,10 @@ def _check_coordinates(config: TransferConfig) -> None:
         raise UsageError(
             "--coordinate-widths are of the coordinate check, which --no-coordinates leaves out: give one of the two"
         )
-    if further and min(further) < config.widths[0]:
+    if narrow := [width for width in further if width < config.widths[0]]:
         raise UsageError(
-            f"--coordinate-widths {min(further)} is narrower than the base model, the first of --widths "
-            f"{_list(config.widths)}: leave it out"
+            f"--coordinate-widths must be no narrower than the base model, the first of --widths "
+            f"{_list(config.widths)}: leave out {_list(narrow)}"
         )
 
 

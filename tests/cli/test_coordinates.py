@@ -26,3 +26,8 @@ def test_what_the_probe_saw_is_shown_and_kept(program, tiny):
 )
 def test_steps_that_the_run_does_not_have(program, tiny, steps, said):
     assert said in program(*RUN, *tiny, f"--coordinates={steps}").said()
+
+
+def test_steps_are_looked_at_before_the_length_of_the_run(program, tiny):
+    said = program(*RUN, *tiny, "--tokens=512", "--coordinates=4,8,9").said()
+    assert "--coordinates 8,9 is beyond the run's 4 steps" in said

@@ -1,10 +1,12 @@
 """transfer: one small study by the program itself, again without a run, and as a report; another by ask and tell."""
 
+import inspect
 import json
 import math
 
 import pytest
 
+from muonlab.cli.transfer import transfer
 from muonlab.records.store import Store
 
 
@@ -67,11 +69,43 @@ def _the_runs_of_the_check_are_those_of_train(program, arguments) -> None:
         (["--final", "32", "--parametrizations", "nup"], "did you mean 'mup'"),
         (["--final", "32", "--ratio", "1"], "ratio"),
         (["--final", "32", "--coordinate-widths", "4"], "narrower than the base model"),
+        (["--final", "32", "--hyperparameters", "opt.lr,opt.lr"], "names opt.lr twice"),
         (["--final", "32", "--coordinate-widths", "48", "--no-coordinates"], "which --no-coordinates leaves out"),
     ],
 )
 def test_bad_input_is_one_line(program, arguments, more, said) -> None:
     assert said in program(*arguments, *more).said()
+
+
+TASK = """
+class Fixed:
+    tokens_per_sample = 1
+
+    def build(self): ...
+    def batch(self, seed, start, stop): ...
+    def loss(self, model, batch): ...
+    def evaluation(self): ...
+"""
+
+
+def test_a_task_without_a_width_is_told_what_it_needs(program) -> None:
+    (program.folder / "fixed.py").write_text(TASK)
+    said = program("transfer", "fixed.py:Fixed", "--widths", "8,16,32", "--survey").said()
+    assert "a transfer study needs a task with an option `width`" in said
+
+
+def test_the_price_of_the_coordinate_check_is_told(program, arguments) -> None:
+    words = (*arguments, "--final", "24", "--dry-run")
+    shown, checked = program(*words, environment={"COLUMNS": "80"}).out, program(*words, "--json").json
+    price = checked["coordinate_check"]
+    assert f"the coordinate check: {price['runs']} runs, {price['tokens']:,} tokens, " in shown
+    assert 0 < price["runs"] < checked["runs"]["least"]
+    assert "coordinate_check" not in program(*words, "--no-coordinates", "--json").json
+
+
+def test_help_is_not_ragged_at_80_columns() -> None:
+    first, *others = inspect.cleandoc(transfer.__doc__).split("\n\n")
+    assert first and max(len(line) for part in others for line in part.splitlines()) <= 78
 
 
 STUDY = """

@@ -52,6 +52,8 @@ def test_a_price_counts_every_mesh() -> None:
     assert price.least_runs == sum(least for least, _ in counts.values()) + checked <= price.most_runs
     unchecked = plan_transfer(TransferConfig(**SMALL, optimizers=("adamw",), survey=True, coordinates=False)).price()
     assert price.most_runs - unchecked.most_runs == price.least_runs - unchecked.least_runs == checked
+    assert price.check.least_runs == checked and price.check.least_tokens == checked * 4096 and unchecked.check is None
+    assert price.parts[: len(price.check.parts)] == price.check.parts
     assert price.least_tokens == 4096 * price.least_runs
 
 
@@ -71,7 +73,16 @@ def test_a_price_counts_every_mesh() -> None:
         ({"tune": ("opt.lr", "clip")}, "clip is not"),
         ({"settings": {"opt.weight_decay": 0.0}}, "no log mesh"),
         ({"max_runs": 100}, "raise --max-runs"),
-        ({"coordinate_widths": (4, 64)}, "--coordinate-widths 4 is narrower than the base model"),
+        ({"coordinate_widths": (4, 64, 2)}, "no narrower than the base model, .* 8,16,32: leave out 4,2"),
+        ({"widths": (0, 8, -1)}, "--widths must be 1 or more, got 0,-1"),
+        ({"tune": ("opt.lr", "opt.lr")}, "names opt.lr twice"),
+        (
+            {"widths": (7, 8, 9), "final": 16, "coordinate_widths": (11,)},
+            r"^--widths 7,9 --coordinate-widths 11: width / num_heads must be even .*, got 7 / 1",
+        ),
+        ({"widths": (7, 9), "final": 13}, "^--widths 7,9 --final 13: width"),
+        ({"batch_tokens": 500}, "^batch_tokens 500 must be a multiple"),
+        ({"task": "matrix", "settings": {}, "batch_tokens": 1}, "needs a task with an option `width`: unknown"),
         ({"coordinate_widths": (64,), "coordinates": False}, "which --no-coordinates leaves out"),
     ],
 )
