@@ -16,7 +16,7 @@ CLEAN = "corrupted.clean.0"  # the loss on the sample that is corrupted, before 
 NOISE = ("noise.gradient_square", "noise.trace", "noise.gradient_nuclear", "noise.nuclear")
 PROBED = ("probe.loss", "probe.accuracy")  # of a linear probe of the last layer before the first step
 CHANGE, UPDATE = "change.", "update."  # before the name of a module, and of a parameter
-PROBE_COST = 0.015  # of the arithmetic, for noise and for ranks, where nothing else is asked for
+PROBE_COST = 0.0125  # of the arithmetic, for noise and for ranks, where nothing else is asked for
 MOST_COORDINATES = 256  # a longer series would be averaged
 
 
