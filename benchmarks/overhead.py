@@ -1,6 +1,7 @@
 """What the laboratory costs on top of training: the loop, the workers, the command line.
 
     python benchmarks/overhead.py --out benchmarks/results/overhead.json
+    python benchmarks/overhead.py --only noise ranks --out benchmarks/results/probes.json
     python benchmarks/overhead.py --only ranks    # of command, loop, noise, ranks, child, workers
 
 Everything is interleaved in one process and given as medians and ratios; absolute times depend on the machine.
@@ -177,10 +178,10 @@ ROWS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", choices=ROWS, help="these rows alone")
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="these rows alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for name, make in ROWS.items() if arguments.only in (None, name) for row in make()]
+    rows = [row for name, make in ROWS.items() if name in arguments.only for row in make()]
     for row in rows:
         print({k: round(value, 4) if isinstance(value, float) else value for k, value in row.items()}, file=sys.stderr)
     document = json.dumps({"environment": environment("cpu"), "system": platform.platform(), "rows": rows}, indent=1)

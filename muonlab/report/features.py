@@ -53,7 +53,11 @@ def _claims(finding: FeaturesFinding, name: str) -> RenderableType:
         table.add_column(heading, overflow="fold", no_wrap=heading == "held")
     own = [claim for claim in finding.claims if claim.optimizer == name]
     for text in dict.fromkeys(claim.claim for claim in own):
-        for i, claim in enumerate(claim for claim in own if claim.claim == text):
+        claims = [claim for claim in own if claim.claim == text]
+        if len({(claim.held, claim.detail) for claim in claims}) == 1 < len(claims):  # withheld, or not measured
+            table.add_row(cell(text), "everywhere", HELD[claims[0].held], cell(claims[0].detail))
+            continue
+        for i, claim in enumerate(claims):
             table.add_row(cell("" if i else text), WHERE[claim.at], HELD[claim.held], cell(claim.detail))
         table.add_section()
     return table
