@@ -48,12 +48,12 @@ def train(
     compile: opt.Compile = False,
     eval_every: Annotated[int, typer.Option(min=0, help="Steps between held-out losses for the curve; 0 = none.")] = 0,
     noise: Annotated[
-        bool, typer.Option("--noise", help="Measure gradient noise on the way, for 1 to 3 % of the time.")
+        bool, typer.Option("--noise", help="Measure gradient noise on the way, for a few % of the time.")
     ] = False,
     ranks: Annotated[
         bool,
         typer.Option(
-            "--ranks", help="Effective ranks of hidden states on the way, for 1 to 3 % of the time, and at the end."
+            "--ranks", help="Effective ranks of hidden states on the way, for a few % of the time, and at the end."
         ),
     ] = False,
     coordinates: Annotated[

@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from muonlab.errors import UsageError
 from muonlab.execute.executor import Observation
 from muonlab.execute.local import run_here
 from muonlab.records import Record, RunSpec
@@ -34,6 +35,10 @@ class RankedExecutor:
             record = self._run(spec, observation)
             self.is_waited_for = record.outcome != "failed"
             yield record
+
+    def has_weights(self, key: str) -> bool:
+        """Raises   UsageError: a run that starts from another is one of one process"""
+        raise UsageError("a run that starts from the weights of another is made in one process: leave torchrun out")
 
     def follow(self, specs: Sequence[RunSpec], observation: Observation) -> int:
         """What the other ranks do meanwhile; the exit code that the first one wants."""

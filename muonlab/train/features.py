@@ -19,7 +19,7 @@ from muonlab.train.batches import to_device
 
 __all__ = [
     "Probed", "Sample", "classes_of", "evaluating", "fit_probe", "fit_probe_is_possible", "hidden_states", "layers_of",
-    "measured_layers", "sample_of",
+    "logistic", "measured_layers", "sample_of",
 ]  # fmt: skip
 
 SAMPLES = 512  # labels of a sample, at most
@@ -182,9 +182,6 @@ def fit_probe(x: Array, labels: NDArray[np.integer]) -> Probed:
     Source   ours: one L2 for all, one split for all
     Raises   UsageError for one class, fewer rows than twice the classes, a class of one row, NaN, constant features
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
     ranks(x)  # refuses NaN and constant features
     names, y = np.unique(labels, return_inverse=True)
     if len(names) < 2:
@@ -196,9 +193,8 @@ def fit_probe(x: Array, labels: NDArray[np.integer]) -> Probed:
     order = np.random.default_rng(0).permutation(len(x))
     order = order[np.argsort(y[order], kind="stable")]
     first, second = order[::2], order[1::2]  # of every class one half each
-    scaler = StandardScaler().fit(x[first])
-    fitted, tried = scaler.transform(x[first]), scaler.transform(x[second])
-    probe = LogisticRegression(C=1 / (L2 * len(first)), max_iter=2000, tol=1e-3).fit(fitted, y[first])
+    scaler, probe = logistic(x[first], y[first])
+    tried = scaler.transform(x[second])
     logits, weights = probe.decision_function(tried), probe.coef_
     if logits.ndim == 1:  # of two classes it has the second alone
         logits, weights = np.stack([0 * logits, logits], 1), np.concatenate([0 * weights, weights])
@@ -210,6 +206,16 @@ def fit_probe(x: Array, labels: NDArray[np.integer]) -> Probed:
         margin_low=float(np.percentile(own, LOW)),
         margin_normalised=float(normalised.mean()),
     )
+
+
+def logistic(x: Array, labels: NDArray[np.integer]) -> tuple[Any, Any]:
+    """What standardises features, and the multinomial logistic regression of scikit-learn on those that it has."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(x)
+    probe = LogisticRegression(C=1 / (L2 * len(x)), max_iter=2000, tol=1e-3)
+    return scaler, probe.fit(scaler.transform(x), labels)
 
 
 def measured_layers(states: States, labels: Tensor | None) -> dict[str, dict[str, float]]:

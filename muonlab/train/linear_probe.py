@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from muonlab.errors import UsageError
 from muonlab.records.watch import PROBED
 from muonlab.tasks.base import Task
-from muonlab.train.features import IGNORED, L2, Array, Sample, hidden_states, layers_of, sample_of
+from muonlab.train.features import IGNORED, Array, Sample, hidden_states, layers_of, logistic, sample_of
 
 __all__ = ["can_be_probed", "linear_probe"]
 
@@ -40,16 +40,11 @@ def linear_probe(task: Task, model: nn.Module) -> dict[str, float]:
 
     Raises   UsageError for a task without classes
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
     fitted, tried = (_rows(model, sample) for sample in _samples(task))
     known = np.isin(tried.y, fitted.y)
     if len(np.unique(fitted.y)) < 2 or not known.any():
         raise UsageError("a linear probe needs at least two classes among its samples")
-    scaler = StandardScaler().fit(fitted.x)
-    probe = LogisticRegression(C=1 / (L2 * len(fitted.x)), max_iter=2000, tol=1e-3)
-    probe.fit(scaler.transform(fitted.x), fitted.y)
+    scaler, probe = logistic(fitted.x, fitted.y)
     logs = probe.predict_log_proba(scaler.transform(tried.x[known]))
     places = np.searchsorted(probe.classes_, tried.y[known])
     loss = -logs[np.arange(len(places)), places].mean()
