@@ -1,6 +1,6 @@
 """Figures of a study of features: what corruption takes by severity, ranks and margins by layer, likeness by layer."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +9,13 @@ from muonlab.analyze.findings import Effect
 from muonlab.analyze.likeness import LikenessRow, Spread
 from muonlab.report.axes import frame, panel_size, set_ticks
 from muonlab.report.canvas import INK, Drawing, Look, draw
-from muonlab.report.text import is_undefined, shorten, show
+from muonlab.report.text import is_undefined, short_layers, shorten, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["AT", "layers", "likeness", "robustness", "short_layers"]
+__all__ = ["AT", "layers", "likeness", "robustness"]
 
 Looks = Mapping[str, Look]
 
@@ -64,19 +64,6 @@ def layers(finding: FeaturesFinding, look: Looks, measure: str) -> list[Drawing]
             pair = Pair(row.value, row.baseline_value, row.effect)
             found.setdefault((row.optimizer, row.at), {})[short[row.layer]] = pair
     return _panels(finding, look, found, MEASURES[measure], "layer", lambda value: show(value, "value3"))
-
-
-def short_layers(names: Iterable[str]) -> dict[str, str]:
-    """Names without what they begin with in common.
-
-    >>> short_layers(["blocks.0", "blocks.1"]), short_layers(["stem"])
-    ({'blocks.0': '0', 'blocks.1': '1'}, {'stem': 'stem'})
-    """
-    parts = {name: name.split(".") for name in names}
-    common = 0
-    while len(parts) > 1 and len({tuple(p[: common + 1]) for p in parts.values()}) == 1:
-        common += 1
-    return {name: ".".join(p[common:]) or name for name, p in parts.items()}
 
 
 def _panels(

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from muonlab.report.layout import cell, clean, grid, spaced
-from muonlab.report.text import show
+from muonlab.report.text import short_layers, show
 
 __all__ = ["models_table"]
 
@@ -17,14 +17,19 @@ def models_table(found: Mapping[str, Sequence[Any]]) -> list[RenderableType]:
     columns = {"rank_effective": "effective\nrank", "rank_stable": "stable\nrank", "accuracy": "probe\naccuracy",
                "margin": "margin", "margin_normalised": "normalised\nmargin"}  # fmt: skip
     like = {(row["checkpoint"], row["layer"]): row["cka"] for row in found["cka"]}
-    table = grid("Layers on one held-out sample; likeness is CKA to the first checkpoint")
-    for heading in ("checkpoint", "layer", *columns.values(), "likeness"):
+    short = short_layers(row["layer"] for row in found["layers"])
+    named = next((f"{name.removesuffix(end)}N" for name, end in short.items() if name != end), "")
+    title = f"Layers{f' {named}' if named else ''} on one held-out sample; likeness is CKA to the first checkpoint"
+    table = grid(clean(title))
+    for heading in ("checkpoint", "layer"):
         table.add_column(heading, overflow="fold")
+    for heading in (*columns.values(), "likeness"):
+        table.add_column(heading, no_wrap=True)
     last = None
     for row in found["layers"]:
         name = row["checkpoint"]
         values = (show(row.get(column), "value3") for column in columns)
-        table.add_row(cell("" if name == last else name), cell(row["layer"]), *values,
+        table.add_row(cell("" if name == last else name), cell(short[row["layer"]]), *values,
                       show(like.get((name, row["layer"])), "value3"))  # fmt: skip
         last = name
     corruptions = [row for row in found["corruptions"] if row["severity"]]

@@ -1,13 +1,14 @@
 """How values are written: one spelling of every kind of number for terminal and page, and names for their fields."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from muonlab.analyze.findings import Check, Comparison, Paired
 
 __all__ = [
-    "FORMATS", "claim", "counted", "field_name", "is_undefined", "is_withheld", "lookup", "plural", "shorten", "show",
+    "FORMATS", "claim", "counted", "field_name", "is_undefined", "is_withheld", "lookup", "plural", "short_layers",
+    "shorten", "show",
 ]  # fmt: skip
 
 Path = Sequence[str | int]
@@ -136,6 +137,19 @@ def shorten(text: str, width: int = 22) -> str:
     """A name that fits a figure, on one line and free of control characters."""
     clean = "".join(c if c.isprintable() else "\ufffd" for c in text)
     return clean if len(clean) <= width else clean[: width - 1] + "…"
+
+
+def short_layers(names: Iterable[str]) -> dict[str, str]:
+    """Names without what they begin with in common.
+
+    >>> short_layers(["blocks.0", "blocks.1"]), short_layers(["stem"])
+    ({'blocks.0': '0', 'blocks.1': '1'}, {'stem': 'stem'})
+    """
+    parts = {name: name.split(".") for name in names}
+    common = 0
+    while len(parts) > 1 and len({tuple(p[: common + 1]) for p in parts.values()}) == 1:
+        common += 1
+    return {name: ".".join(p[common:]) or name for name, p in parts.items()}
 
 
 def field_name(path: Path) -> str:
