@@ -8,18 +8,17 @@ python studies/batch.py                       # writes the page again, from the 
 """
 
 import argparse
-import gzip
-import json
+from dataclasses import replace
 from pathlib import Path
 
-from writing import interval, table
+from results import Results, read, write
+from writing import checks, interval, table
 
 from muonlab.analyze.batch import BatchFinding
 from muonlab.analyze.critical_batch import Estimate
 from muonlab.cli.arguments import values
 from muonlab.records import Record
 from muonlab.records.evidence import BatchEvidence
-from muonlab.records.record import json_text
 from muonlab.records.store import Store
 from muonlab.report.text import show
 from muonlab.study.config import BatchConfig, validated
@@ -44,32 +43,26 @@ def config_of(name: str) -> BatchConfig:
 
 def keep(url: str) -> None:
     """The studies that a store has, with their records; of tuning runs without curves."""
-    kept = json.loads(gzip.decompress(RESULTS.read_bytes())) if RESULTS.exists() else {}
+    kept = read(RESULTS) if RESULTS.exists() else {}
     with Store(url, read_only=True) as store:
-        known = {row.key: row for row in store.studies()}
+        known = {row.key for row in store.studies()}
         for name in STUDIES:
-            if (row := known.get(config_of(name).key)) is None:
-                continue
-            saved = store.study(row.key)
-            evidence = BatchEvidence.from_dict(saved.result)
-            records = store.get(evidence.record_keys())
-            final = {key for point in evidence.points for key in point.cell.keys}
-            plain = [record.to_dict() for record in records.values()]
-            for one in plain:
-                one |= {"train_steps": [], "train_loss": []}
-                if one["key"] not in final:
-                    one |= {"eval_steps": [], "eval_loss": [], "probes": {}}
-            kept[name] = {"created": saved.created, "evidence": evidence.to_dict(), "records": plain}
-    RESULTS.write_bytes(gzip.compress(json_text(kept).encode(), mtime=0))
+            if (key := config_of(name).key) in known:
+                found = Results.of_store(store, key, BatchEvidence)
+                final = {key for point in found.evidence.points for key in point.cell.keys}
+                kept[name] = found.leaner(lambda one, final=final: lean(one, one.key in final)).to_dict()
+    write(RESULTS, kept)
 
 
-def kept() -> dict[str, tuple[BatchFinding, dict[str, Record], str]]:
-    found = {}
-    for name, study in json.loads(gzip.decompress(RESULTS.read_bytes())).items():
-        records = {record.key: record for record in map(Record.from_dict, study["records"])}
-        evidence = BatchEvidence.from_dict(study["evidence"])
-        found[name] = (conclude_batch(evidence, records), records, study["created"])
-    return {name: found[name] for name in STUDIES if name in found}
+def lean(record: Record, final: bool) -> Record:
+    """Without curves of training; of tuning runs without any."""
+    bare = replace(record, train_steps=(), train_loss=())
+    return bare if final else replace(bare, eval_steps=(), eval_loss=(), probes={})
+
+
+def kept() -> dict[str, Results[BatchEvidence]]:
+    found = read(RESULTS)
+    return {name: Results.from_dict(found[name], BatchEvidence) for name in STUDIES if name in found}
 
 
 def estimate(one: Estimate) -> str:
@@ -79,17 +72,15 @@ def estimate(one: Estimate) -> str:
     return f"{sign}{one.value:,.0f} {interval(one.low, one.high, ',.0f')}"
 
 
-def section(name: str, finding: BatchFinding, records: dict[str, Record], created: str) -> list[str]:
-    environment, first = finding.environment, next(iter(records.values())).spec
-    minutes = sum((r.step_seconds or 0.0) * r.spec.num_steps for r in records.values()) / 60
+def section(name: str, results: Results[BatchEvidence]) -> list[str]:
+    finding = conclude_batch(results.evidence, results.records)
     return [
         f"## {STUDIES[name][1]}",
         "",
         f"**{finding.verdict}**",
         "",
-        f"`studies/{name}.toml`: {finding.num_runs} runs, {show(finding.total_tokens, 'tokens')} tokens, {minutes:.0f} "
-        f"minutes of one core in all, {created[:10]}, {environment.get('cpu', environment.get('machine'))}, torch "
-        f"{first.torch}, fp32.",
+        f"`studies/{name}.toml`: {finding.num_runs} runs, {show(finding.total_tokens, 'tokens')} tokens, "
+        f"{results.core_minutes:.0f} minutes of one core in all, {results.machine}.",
         "",
         *([REMARKS[name], ""] if name in REMARKS else []),
         "### Token ratio",
@@ -106,7 +97,7 @@ def section(name: str, finding: BatchFinding, records: dict[str, Record], create
         *settings(finding),
         "### Checks",
         "",
-        *table(("rule", "", "found"), ((c.name, "ok" if c.ok else "**broken**", c.detail) for c in finding.checks)),
+        *checks(finding.checks),
     ]
 
 
@@ -177,7 +168,7 @@ def settings(finding: BatchFinding) -> list[str]:
     return table(("optimizer", "batch", "by rule -> by search", "length", "step"), body)
 
 
-def page(found: dict[str, tuple[BatchFinding, dict[str, Record], str]]) -> str:
+def page(found: dict[str, Results[BatchEvidence]]) -> str:
     lines = [
         "# Batch size on small decoders",
         "",
@@ -194,8 +185,8 @@ def page(found: dict[str, tuple[BatchFinding, dict[str, Record], str]]) -> str:
         "([why](dev/LOG.md)).",
         "",
     ]
-    for name, (finding, records, created) in found.items():
-        lines += section(name, finding, records, created)
+    for name, results in found.items():
+        lines += section(name, results)
     return "\n".join(lines)
 
 

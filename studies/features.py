@@ -9,14 +9,12 @@ python studies/features.py                         # writes the pages again, fro
 """
 
 import argparse
-import gzip
-import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from writing import interval, table
+from results import Results, read, write
+from writing import checks, interval, sheet, table
 
 from muonlab.analyze.feature_looks import CONDITIONS
 from muonlab.analyze.features import MEASURES, FeaturesFinding
@@ -24,7 +22,6 @@ from muonlab.analyze.findings import Effect
 from muonlab.analyze.likeness import Spread
 from muonlab.records import Record
 from muonlab.records.features import FeaturesEvidence
-from muonlab.records.record import json_text
 from muonlab.records.store import Store
 from muonlab.records.watch import Series
 from muonlab.report import features_figures
@@ -40,8 +37,6 @@ STUDIES = {  # of a file -> task, and what the page says it is
     "text": ("text", "a small decoder on the sources of Python's standard library"),
     "fashion": ("fashion-mnist", "a small convolutional network on Fashion-MNIST"),
 }
-GAP, COLUMNS = 12.0, 2  # pixels between panels of a figure, and how many stand side by side
-SPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 DIGITS = 6  # of what is measured, as kept
 
 
@@ -59,11 +54,9 @@ def keep(url: str, keys: Sequence[str] = ()) -> None:
             name = next((name for name, (task, _) in STUDIES.items() if task == saved.name), None)
             if saved.kind != "features" or name is None:
                 raise SystemExit(f"{saved.key[:12]} is a {saved.kind} of {saved.name}, of which there is no page")
-            evidence = FeaturesEvidence.from_dict(saved.result)
-            records = store.get(evidence.record_keys()).values()
-            kept = [lean(record, record.spec.seed in evidence.final_seeds).to_dict() for record in records]
-            values = {"created": saved.created, "evidence": evidence.to_dict(), "records": kept}
-            results_of(name).write_bytes(gzip.compress(json_text(values).encode(), mtime=0))
+            found = Results.of_store(store, saved.key, FeaturesEvidence)
+            final = found.evidence.final_seeds
+            write(results_of(name), found.leaner(lambda one, final=final: lean(one, one.spec.seed in final)).to_dict())
 
 
 def lean(record: Record, final: bool) -> Record:
@@ -76,12 +69,9 @@ def lean(record: Record, final: bool) -> Record:
     return replace(bare, probes=probes)
 
 
-def kept(name: str) -> tuple[FeaturesFinding, dict[str, Record], str]:
-    """The finding of a study that was kept, its records, and when it was made."""
-    study = json.loads(gzip.decompress(results_of(name).read_bytes()))
-    records = {record.key: record for record in map(Record.from_dict, study["records"])}
-    finding = conclude_features(FeaturesEvidence.from_dict(study["evidence"]), records)
-    return finding, records, study["created"]
+def kept(name: str) -> tuple[FeaturesFinding, Results[FeaturesEvidence]]:
+    found = Results.from_dict(read(results_of(name)), FeaturesEvidence)
+    return conclude_features(found.evidence, found.records), found
 
 
 def figures(finding: FeaturesFinding) -> dict[str, tuple[str, list[Drawing]]]:
@@ -102,23 +92,7 @@ def figures(finding: FeaturesFinding) -> dict[str, tuple[str, list[Drawing]]]:
     return {name: (text, drawings) for name, (text, drawings) in found.items() if drawings}
 
 
-def svg_of(drawings: Sequence[Drawing]) -> str:
-    """Panels side by side in one file."""
-    width, height = (float(x) for x in re.search(r'width="([\d.]+)" height="([\d.]+)"', drawings[0].svg).groups())
-    parts = []
-    for i, one in enumerate(drawings):
-        x, y = i % COLUMNS * (width + GAP), i // COLUMNS * (height + GAP)
-        parts.append(one.svg.replace("<svg ", f'<svg x="{x:g}" y="{y:g}" ', 1))
-    across = min(COLUMNS, len(drawings)) * (width + GAP) - GAP
-    down = -(-len(drawings) // COLUMNS) * (height + GAP) - GAP
-    size = f'viewBox="0 0 {across:g} {down:g}" width="{across:g}" height="{down:g}"'
-    body = "\n".join(parts)
-    return f'<svg {SPACES} {size} font-family="sans-serif" style="background:#fff">\n{body}\n</svg>\n'
-
-
-def page(name: str, finding: FeaturesFinding, records: dict[str, Record], created: str) -> str:
-    run, environment = next(iter(records.values())), finding.environment
-    minutes = sum(record.wall_seconds for record in records.values()) / 60
+def page(name: str, finding: FeaturesFinding, results: Results[FeaturesEvidence]) -> str:
     drawn = {what: [f"![{text.partition(';')[0]}](features_results_{name}_{what}.svg)", "", f"{text}.", ""]
              for what, (text, _) in figures(finding).items()}  # fmt: skip
     lines = [
@@ -131,8 +105,7 @@ def page(name: str, finding: FeaturesFinding, records: dict[str, Record], create
         f"**{finding.verdict}**",
         "",
         f"`studies/features_{name}.toml`: {finding.num_runs} runs, {show(finding.total_tokens, 'tokens')} tokens, "
-        f"{minutes:.0f} minutes of wall time over all workers, {created[:10]}, "
-        f"{environment.get('cpu', environment.get('machine'))}, torch {run.spec.torch}, {run.spec.precision}. "
+        f"{results.core_minutes:.0f} minutes of one core in all without looks, {results.machine}. "
         f"Final runs on seeds {', '.join(map(str, finding.final_seeds))}, {show(finding.horizon_tokens, 'tokens')} "
         f"{'tokens' if finding.task == 'text' else 'images'} each.",
         "",
@@ -153,8 +126,7 @@ def page(name: str, finding: FeaturesFinding, records: dict[str, Record], create
         lines += ["## Likeness", "", *drawn["cka"], *likeness(finding)]
     if finding.transfer:
         lines += [f"## Transfer to {finding.transfer[0].task}", "", *transfer(finding)]
-    checks = ((c.name, "ok" if c.ok else "**broken**", c.detail) for c in finding.checks)
-    return "\n".join([*lines, "## Checks", "", *table(("rule", "", "found"), checks)])
+    return "\n".join([*lines, "## Checks", "", *checks(finding.checks)])
 
 
 def claims(finding: FeaturesFinding) -> list[str]:
@@ -260,12 +232,12 @@ def difference(one: Effect, kind: str = ".4f") -> str:
     return f"{format(one.difference, '+' + kind)} {interval(one.low, one.high, '+' + kind)} {one.judgement}"
 
 
-def write(names: Iterable[str]) -> None:
+def publish(names: Iterable[str]) -> None:
     for name in names:
-        finding, records, created = kept(name)
-        (DOCS / f"features_results_{name}.md").write_text(page(name, finding, records, created))
+        finding, results = kept(name)
+        (DOCS / f"features_results_{name}.md").write_text(page(name, finding, results))
         for what, (_, drawings) in figures(finding).items():
-            (DOCS / f"features_results_{name}_{what}.svg").write_text(svg_of(drawings))
+            (DOCS / f"features_results_{name}_{what}.svg").write_text(sheet(drawings))
 
 
 def main() -> None:
@@ -277,7 +249,7 @@ def main() -> None:
         parser.error("--study names a study of a store: say which with --store")
     if asked.store:
         keep(asked.store, asked.study)
-    write(name for name in STUDIES if results_of(name).exists())
+    publish(name for name in STUDIES if results_of(name).exists())
 
 
 if __name__ == "__main__":

@@ -6,19 +6,17 @@ python studies/ladder.py                        # writes the page again, from th
 """
 
 import argparse
-import gzip
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from writing import interval, table
+from results import Results, latest, read, write
+from writing import checks, interval, table
 
 from muonlab.analyze.ladder import LadderFinding
-from muonlab.records import Record
 from muonlab.records.evidence import LadderEvidence
-from muonlab.records.record import json_text
 from muonlab.records.store import Store
 from muonlab.report.text import show
 from muonlab.study.fairness import conclude_ladder
@@ -30,31 +28,22 @@ RESULTS, PAGE = HERE / "ladder_results.json.gz", HERE.parent / "docs" / "ladder_
 def keep(url: str) -> None:
     """The latest ladder of a store, with its records; of tuning runs without their curves."""
     with Store(url, read_only=True) as store:
-        (row, *_) = (row for row in store.studies() if row.kind == "ladder")
-        saved = store.study(row.key)
-        evidence = LadderEvidence.from_dict(saved.result)
-        records = store.get(evidence.record_keys())
-    final = {key for rung in evidence.rungs for key in rung.cell.keys}
-    plain = [record.to_dict() for record in records.values()]
-    for values in plain:
-        if values["key"] not in final:
-            values |= {"train_steps": [], "train_loss": []}
-    text = json_text({"created": saved.created, "evidence": evidence.to_dict(), "records": plain})
-    RESULTS.write_bytes(gzip.compress(text.encode(), mtime=0))
+        found = Results.of_store(store, latest(store, "ladder"), LadderEvidence)
+    final = {key for rung in found.evidence.rungs for key in rung.cell.keys}
+    lean = found.leaner(lambda one: one if one.key in final else replace(one, train_steps=(), train_loss=()))
+    write(RESULTS, lean.to_dict())
 
 
-def kept() -> tuple[LadderFinding, LadderEvidence, dict[str, Record], str]:
-    values = json.loads(gzip.decompress(RESULTS.read_bytes()))
-    evidence = LadderEvidence.from_dict(values["evidence"])
-    records = {record.key: record for record in map(Record.from_dict, values["records"])}
-    return conclude_ladder(evidence, records), evidence, records, values["created"]
+def kept() -> tuple[LadderFinding, Results[LadderEvidence]]:
+    found = Results.from_dict(read(RESULTS), LadderEvidence)
+    return conclude_ladder(found.evidence, found.records), found
 
 
 def settings(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {show(value, 'value')}" for name, value in values.items())
 
 
-def page(finding: LadderFinding, evidence: LadderEvidence, records: dict[str, Record], created: str) -> str:
+def page(finding: LadderFinding, results: Results[LadderEvidence]) -> str:
     parts = {
         "Speedup in tokens": rungs(finding),
         "Settings": chosen(finding),
@@ -62,25 +51,17 @@ def page(finding: LadderFinding, evidence: LadderEvidence, records: dict[str, Re
         "Predicted at the largest size, and found there": forecasts(finding),
         "What tuning is worth": controls(finding),
         "Rankings that flip": flips(finding),
-        "Checks": table(
-            ("rule", "", "found"), ((c.name, "ok" if c.ok else "**broken**", c.detail) for c in finding.checks)
-        ),
+        "Checks": checks(finding.checks),
     }
-    lines = heading(finding, evidence, records, created)
+    lines = heading(finding, results)
     for title, body in parts.items():
         lines += [f"## {title}", "", *body]
     return "\n".join(lines)
 
 
-def checks(finding: LadderFinding) -> list[str]:
-    said = {True: "ok", False: "**broken**"}
-    return table(("rule", "", "found"), ((check.name, said[check.ok], check.detail) for check in finding.checks))
-
-
-def heading(finding: LadderFinding, evidence: LadderEvidence, records: dict[str, Record], created: str) -> list[str]:
-    environment, first = finding.environment, next(iter(records.values())).spec
+def heading(finding: LadderFinding, results: Results[LadderEvidence]) -> list[str]:
+    evidence, first = results.evidence, next(iter(results.records.values())).spec
     options = settings({k: v for k, v in first.task_options.items() if k in ("seq_len", "eval_tokens")})
-    minutes = sum((r.step_seconds or 0.0) * r.spec.num_steps for r in records.values()) / 60
     return [
         "# A ladder on embedded text",
         "",
@@ -89,8 +70,8 @@ def heading(finding: LadderFinding, evidence: LadderEvidence, records: dict[str,
         "",
         f"**{finding.verdict}**",
         "",
-        f"{finding.num_runs} runs, {show(finding.total_tokens, 'tokens')} tokens, {minutes:.0f} minutes of one core in",
-        f"all, {created[:10]}, {environment.get('cpu', environment.get('machine'))}, torch {first.torch}, fp32.",
+        f"{finding.num_runs} runs, {show(finding.total_tokens, 'tokens')} tokens, {results.core_minutes:.0f} minutes",
+        f"of one core in all, {results.machine}.",
         f"{len(evidence.final_seeds)} final seeds, other ones for tuning, at most {evidence.max_runs} tuning runs",
         f"for each optimizer, size and ratio. Task: `{finding.task}` (data {first.data_fingerprint[:12]}),",
         f"{first.batch_tokens} tokens a step, {options}.",

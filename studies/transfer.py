@@ -6,18 +6,16 @@ python studies/transfer.py                       # writes the page and its figur
 """
 
 import argparse
-import gzip
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from writing import interval, sheet, table
+from results import Results, latest, read, write
+from writing import checks, interval, sheet, table
 
 from muonlab.analyze.coordinates import CoordinateFinding
 from muonlab.analyze.survey import Slope
 from muonlab.analyze.transfer_finding import Place, TransferFinding
-from muonlab.records import Record
-from muonlab.records.record import json_text
 from muonlab.records.store import Store
 from muonlab.records.transfer_evidence import TransferEvidence
 from muonlab.report import coordinates_figures, transfer_figures, transfer_maps
@@ -30,25 +28,19 @@ from muonlab.study.transfer_fairness import conclude_transfer
 HERE = Path(__file__).parent
 RESULTS, DOCS, PAGE = HERE / "transfer_results.json.gz", HERE.parent / "docs", "transfer_results.md"
 INDEPENDENT = "muon spectral"  # the arm whose lr should not depend on the width, if its parametrization is right
-UNUSED = ("train_steps", "train_loss", "eval_steps", "eval_loss")  # of a record: curves
+CURVES = ("train_steps", "train_loss", "eval_steps", "eval_loss")  # of a record
 
 
 def keep(url: str) -> None:
     """The latest transfer study of a store, with its records, without their curves."""
     with Store(url, read_only=True) as store:
-        (row, *_) = (row for row in store.studies() if row.kind == "transfer")
-        saved = store.study(row.key)
-        evidence = TransferEvidence.from_dict(saved.result)
-        records = store.get(evidence.record_keys())
-    plain = [{**record.to_dict(), **{name: [] for name in UNUSED}} for record in records.values()]
-    text = json_text({"created": saved.created, "evidence": evidence.to_dict(), "records": plain})
-    RESULTS.write_bytes(gzip.compress(text.encode(), mtime=0))
+        found = Results.of_store(store, latest(store, "transfer"), TransferEvidence)
+    write(RESULTS, found.leaner(lambda one: replace(one, **dict.fromkeys(CURVES, ()))).to_dict())
 
 
-def kept() -> tuple[TransferFinding, dict[str, Record], str]:
-    values = json.loads(gzip.decompress(RESULTS.read_bytes()))
-    records = {record.key: record for record in map(Record.from_dict, values["records"])}
-    return conclude_transfer(TransferEvidence.from_dict(values["evidence"]), records), records, values["created"]
+def kept() -> tuple[TransferFinding, Results[TransferEvidence]]:
+    found = Results.from_dict(read(RESULTS), TransferEvidence)
+    return conclude_transfer(found.evidence, found.records), found
 
 
 def figures(finding: TransferFinding) -> dict[str, str]:
@@ -176,9 +168,7 @@ def coordinates(finding: CoordinateFinding) -> list[str]:
     ]
 
 
-def page(finding: TransferFinding, records: Mapping[str, Record], created: str) -> str:
-    first, environment = next(iter(records.values())).spec, finding.environment
-    minutes = sum((r.step_seconds or 0.0) * r.spec.num_steps for r in records.values()) / 60
+def page(finding: TransferFinding, results: Results[TransferEvidence]) -> str:
     parts: dict[str, Sequence[str]] = {}
     if finding.survey:
         parts["Does the best learning rate move with the width?"] = [independence(finding.slopes), "", *survey(finding)]
@@ -186,8 +176,7 @@ def page(finding: TransferFinding, records: Mapping[str, Record], created: str) 
         parts[f"Settings for width {finding.final_width}"] = telescoping(finding)
     if finding.coordinates is not None:
         parts["Coordinate check"] = coordinates(finding.coordinates)
-    checks = ((c.name, (c.severity or "ok") if c.ok else "**broken**", c.detail) for c in finding.checks)
-    parts["Checks"] = table(("rule", "", "found"), checks)
+    parts["Checks"] = checks(finding.checks)
     lines = [
         "# Learning rates over widths",
         "",
@@ -201,8 +190,8 @@ def page(finding: TransferFinding, records: Mapping[str, Record], created: str) 
         f"**{finding.verdict}**",
         "",
         f"`studies/transfer.toml`: {finding.num_runs} runs, {finding.num_failed} failed, "
-        f"{show(finding.total_tokens, 'tokens')} tokens, {minutes:.0f} minutes of one core in all, {created[:10]}, "
-        f"{environment.get('cpu', environment.get('machine'))}, torch {first.torch}, {first.precision}.",
+        f"{show(finding.total_tokens, 'tokens')} tokens, {results.core_minutes:.0f} minutes of one core in all, "
+        f"{results.machine}.",
         "",
     ]
     for heading, part in parts.items():
@@ -216,10 +205,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.store:
         keep(arguments.store)
-    finding, records, created = kept()
+    finding, results = kept()
     for name, svg in figures(finding).items():
         (DOCS / name).write_text(svg)
-    (DOCS / PAGE).write_text(page(finding, records, created))
+    (DOCS / PAGE).write_text(page(finding, results))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from muonlab.analyze.findings import Check
 from muonlab.report.canvas import Drawing
 
-__all__ = ["interval", "sheet", "table", "whole"]
+__all__ = ["checks", "interval", "sheet", "table", "whole"]
 
 ENTRIES = 4  # of a legend in a row
 ROOM = 920  # CSS pixels, for panels beside each other
@@ -18,6 +19,12 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
     heads = list(heads)
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
+
+
+def checks(found: Iterable[Check]) -> list[str]:
+    """Fairness rules as a table."""
+    said = ((c.name, (c.severity or "ok") if c.ok else "**broken**", c.detail) for c in found)
+    return table(("rule", "", "found"), said)
 
 
 def interval(low: float | None, high: float | None, kind: str = ".2f") -> str:

@@ -62,7 +62,7 @@ class Progress:
 
     def _ahead(self, done: float) -> str:
         """How far it is, and how long it takes from here."""
-        left = (self.expected - done) * (self.spoken - self.started) / max(self.executed, 1.0)
+        left = max(self.expected - done, 0.0) * (self.spoken - self.started) / max(self.executed, 1.0)
         eta = f", about {left:.0f} s left" if self.num_executed else ""  # the first runs wait for their imports
         return f", {min(done / self.expected, 1.0):.0%}{eta}"
 

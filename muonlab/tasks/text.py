@@ -125,9 +125,10 @@ class NextToken(ABC):
         tokens, counts = following.unique(return_counts=True)
         counts = counts.where(counts >= LABELLED_LEAST, 0)
         kept = tokens[counts.argsort(descending=True, stable=True)[: min(LABELLED_TOKENS, int((counts > 0).sum()))]]
-        is_kept = following[..., None] == kept
+        label_of = torch.full((self.config.vocab_size,), -1)
+        label_of[kept] = torch.arange(len(kept))
         labels = torch.full((wanted, self.seq_len), -1)
-        labels[:, places] = torch.where(is_kept.any(-1), is_kept.int().argmax(-1), -1)
+        labels[:, places] = label_of[following]
         return windows[:, :-1], labels
 
     @property

@@ -44,6 +44,14 @@ def test_beyond_the_estimate_no_end_is_foretold(clock, capsys) -> None:
     assert spoken(capsys)[-1] == "muonlab: 1 runs, more than estimated"
 
 
+def test_a_little_beyond_the_estimate_nothing_is_left(clock, capsys) -> None:
+    with Progress(1000) as shown:
+        shown.on_tokens(1005)
+        shown.on_record(record(1005), True)
+        shown.on_tokens(0)
+    assert spoken(capsys)[-1] == "muonlab: 1 runs, 100%, about 0 s left"
+
+
 def test_quiet_says_nothing(clock, capsys) -> None:
     with Progress(1000, quiet=True) as shown:
         for _ in range(9):

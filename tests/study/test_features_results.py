@@ -46,12 +46,12 @@ def test_what_was_kept_gives_the_same_finding(script, url) -> None:
 
     script.keep(str(url))
     world = World()
-    whole, (kept, records, _) = conclude_features(world.study(), world.records), script.kept("digits")
+    whole, (kept, results) = conclude_features(world.study(), world.records), script.kept("digits")
     assert kept.cka == whole.cka and kept.checks == whole.checks and kept.verdict == whole.verdict
     assert [replace(c, detail="") for c in kept.claims] == [replace(c, detail="") for c in whole.claims]
     assert kept.layers[0].value == pytest.approx(whole.layers[0].value, rel=1e-5)
     tuned = {key for arm in world.study().arms.values() for t in arm.cells[0].tuning.trials for key in t.keys}
-    assert all(not records[key].probes and records[key].final_loss is not None for key in tuned)
+    assert all(not results.records[key].probes and results.records[key].final_loss is not None for key in tuned)
 
 
 @pytest.mark.parametrize("lost", [True, False])
@@ -74,7 +74,7 @@ def test_what_the_task_does_not_have_stays_said_where_the_verdict_is_withheld(lo
 
 def test_a_page_refers_to_the_figures_that_there_are(script, url, tmp_path) -> None:
     script.keep(str(url), ["abab"])
-    script.write(["digits"])
+    script.publish(["digits"])
     text = (tmp_path / "features_results_digits.md").read_text()
     named = set(re.findall(r"\((features_results_\w+\.svg)\)", text))
     assert named == {path.name for path in tmp_path.glob("*.svg")} and len(named) == 5
@@ -93,5 +93,5 @@ def test_other_studies_have_no_page(script, url) -> None:
 def test_configs_are_sound(script, name) -> None:
     asked = {**values(STUDIES / f"features_{name}.toml", {}, None, None, False), "task": script.STUDIES[name][0]}
     config = validated(asked, FeaturesConfig)
-    assert config.optimizers[:2] == ("muon", "adamw") and config.baseline == "adamw" and config.num_seeds == 3
+    assert config.optimizers[:2] == ("muon", "adamw") and config.baseline == "adamw" and config.num_seeds == 10
     assert (config.transfer_to == "digits") == (name == "fashion")

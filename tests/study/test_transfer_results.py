@@ -54,8 +54,8 @@ def kept(script, made, tmp_path_factory):
 
 
 def test_what_is_kept_says_the_same_as_the_store(kept, made) -> None:
-    finding, records, created = kept
-    assert finding == conclude_transfer(*made) and set(records) == set(made[1]) and created
+    finding, results = kept
+    assert finding == conclude_transfer(*made) and set(results.records) == set(made[1]) and results.created
 
 
 def test_the_page_says_what_was_found(script, kept) -> None:
