@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from muonlab.analyze.findings import Check
+from muonlab.analyze.significance import withheld
 from muonlab.report.canvas import Drawing
 
 __all__ = ["checks", "interval", "sheet", "table", "whole"]
@@ -21,10 +22,14 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
     return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
 
 
-def checks(found: Iterable[Check]) -> list[str]:
-    """Fairness rules as a table."""
-    said = ((c.name, (c.severity or "ok") if c.ok else "**broken**", c.detail) for c in found)
-    return table(("rule", "", "found"), said)
+def checks(found: Sequence[Check]) -> list[str]:
+    """Fairness rules as a table, and which of the broken ones withhold nothing."""
+    said = {None: "not checked", False: "**broken**"}
+    rows = ((c.name, said.get(c.ok, c.severity or "ok"), c.detail) for c in found)
+    lines, withholding = table(("rule", "", "found"), rows), withheld(found)
+    if harmless := ", ".join(c.name for c in found if c.ok is False and c not in withholding):
+        lines += [f"Broken, but not of the rules that withhold a claim ([method](method.md)): {harmless}.", ""]
+    return lines
 
 
 def interval(low: float | None, high: float | None, kind: str = ".2f") -> str:

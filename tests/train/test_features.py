@@ -148,6 +148,11 @@ def test_tokens_are_labelled_by_what_comes_next():
     assert all(len(tokens) == 1 for tokens in following.values())
 
 
+def test_where_no_token_is_common_nothing_is_labelled():
+    _, labels = Text(width=16, depth=1, seq_len=8, eval_tokens=4096).labelled(1)
+    assert labels.shape == (1, 8) and (labels == -1).all()
+
+
 def test_a_corruption_changes_inputs_alone_and_what_is_clean_is_the_loss():
     task = Classifier()
     model = task.build()
