@@ -60,6 +60,7 @@ batch: $(READY)  ## the batch studies of studies/batch*.toml, and their results 
 	.venv/bin/muonlab batch text --config studies/batch.toml --store batch.db
 	.venv/bin/muonlab batch text-synthetic --config studies/batch_synthetic.toml --store batch.db
 	.venv/bin/muonlab batch text --config studies/batch_layernorm.toml --store batch.db
+	.venv/bin/muonlab batch digits --config studies/batch_digits.toml --store batch.db
 	$(PYTHON) studies/batch.py --store batch.db
 
 batch-page: $(READY)  ## docs/batch_results.md again, from studies/batch_results.json.gz

@@ -3,6 +3,7 @@
 muonlab batch text --config studies/batch.toml --store batch.db
 muonlab batch text-synthetic --config studies/batch_synthetic.toml --store batch.db
 muonlab batch text --config studies/batch_layernorm.toml --store batch.db
+muonlab batch digits --config studies/batch_digits.toml --store batch.db
 python studies/batch.py --store batch.db      # also keeps the results in studies/batch_results.json.gz
 python studies/batch.py                       # writes the page again, from the file alone
 """
@@ -34,6 +35,7 @@ STUDIES = {  # file -> task, and what the page says it is
     "batch": ("text", "Code: the sources of Python's standard library"),
     "batch_synthetic": ("text-synthetic", "Another distribution: an invented language"),
     "batch_layernorm": ("text", "Another architecture: LayerNorm and GELU, tied, on the same code"),
+    "batch_digits": ("digits", "Images: a residual network on 8 x 8 digits"),
 }
 
 

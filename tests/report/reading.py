@@ -1,5 +1,6 @@
 """Reading a report back: its fields, its text and what it refers to."""
 
+import math
 import re
 from collections.abc import Callable
 from functools import cache
@@ -7,9 +8,11 @@ from html.parser import HTMLParser
 
 from muonlab.analyze.findings import Comparison
 from muonlab.report import page
+from muonlab.report.text import FORMATS
 
 CREATED = "2026-01-02 03:04 UTC"
 
+NOTHING = ("–", "lost", "not reached", "0", "∞", "−∞")  # what stands for None
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use"}
 
 
@@ -69,3 +72,30 @@ def field(finding: dict, name: str):
         else:
             value = value[int(index)] if index.isdigit() else value[index[1:-1]]
     return value
+
+
+def spellings(value) -> set[str]:
+    """All ways in which a report may write that number."""
+    texts = {f"{value:.3g}"} if isinstance(value, float) else set()
+    for write in FORMATS.values():
+        try:
+            texts.add(write(value))
+        except (TypeError, ValueError):
+            continue
+    return texts | {text.replace("x", "×").replace("us", "µs") for text in texts} | {t.replace("-", "−") for t in texts}
+
+
+def numbers_of(html: str, finding: dict) -> Page:
+    """The page, every number of which was found to be a field of the finding, or a product of several."""
+    shown = Page(html)
+    for name, full, text in shown.fields:
+        factors = [field(finding, part) for part in name.split(" * ")]
+        value = math.prod(factors) if len(factors) > 1 else factors[0]
+        if full is not None:
+            assert full == (repr(value) if isinstance(value, int | float) else str(value)), name
+            assert text in spellings(value), (name, text, value)
+        elif value is None:
+            assert text in NOTHING, (name, text)
+        elif isinstance(value, str):
+            assert text == value
+    return shown

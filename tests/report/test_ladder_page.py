@@ -21,9 +21,9 @@ from made_up_ladder import (
     make_withheld_ladder,
     tuned_lr,
 )
-from reading import CREATED, Page, field
+from reading import CREATED, Page, numbers_of
 from test_browser import BROWSER, browse
-from test_page import HOSTILE, spellings
+from test_page import HOSTILE
 
 from muonlab.analyze.findings import Check
 from muonlab.analyze.flips import Flip
@@ -56,17 +56,8 @@ def look_of(finding):
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_every_number_is_a_field_of_the_finding(make):
-    values, shown = make().to_dict(), Page(page_of(make))
+    shown = numbers_of(page_of(make), make().to_dict())
     assert len(shown.fields) > 200
-    for name, full, text in shown.fields:
-        value = field(values, name)
-        if full is not None:
-            assert full == (repr(value) if isinstance(value, int | float) else str(value)), name
-            assert text in spellings(value), (name, text, value)
-        elif value is None:
-            assert text in ("–", "lost", "0", "∞", "−∞"), (name, text)
-        elif isinstance(value, str):
-            assert text == value
     assert [text for text in shown.bare if not re.fullmatch(r"1|\d+ of \d+", text)] == []
 
 
