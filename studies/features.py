@@ -25,6 +25,7 @@ from muonlab.records.features import FeaturesEvidence
 from muonlab.records.store import Store
 from muonlab.records.watch import Series
 from muonlab.report import features_figures
+from muonlab.report.axes import marks
 from muonlab.report.canvas import Drawing, looks_of
 from muonlab.report.features import HELD, WHERE
 from muonlab.report.text import show
@@ -236,8 +237,9 @@ def publish(names: Iterable[str]) -> None:
     for name in names:
         finding, results = kept(name)
         (DOCS / f"features_results_{name}.md").write_text(page(name, finding, results))
+        legend = marks(looks_of(finding.optimizers, finding.baseline))
         for what, (_, drawings) in figures(finding).items():
-            (DOCS / f"features_results_{name}_{what}.svg").write_text(sheet(drawings))
+            (DOCS / f"features_results_{name}_{what}.svg").write_text(sheet(drawings, legend))
 
 
 def main() -> None:
