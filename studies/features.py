@@ -9,7 +9,7 @@ python studies/features.py                         # writes the pages again, fro
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from muonlab.report import features_figures
 from muonlab.report.axes import marks
 from muonlab.report.canvas import Drawing, looks_of
 from muonlab.report.features import HELD, WHERE
-from muonlab.report.text import show
+from muonlab.report.text import plural, show
 from muonlab.study.features_fairness import conclude_features
 
 HERE = Path(__file__).parent
@@ -128,6 +128,45 @@ def page(name: str, finding: FeaturesFinding, results: Results[FeaturesEvidence]
     if finding.transfer:
         lines += [f"## Transfer to {finding.transfer[0].task}", "", *transfer(finding)]
     return "\n".join([*lines, "## Checks", "", *checks(finding.checks)])
+
+
+def overview(found: Mapping[str, FeaturesFinding]) -> str:
+    """What held, in all studies beside each other."""
+    sizes = (
+        f"* `{name}`, [{STUDIES[name][1]}](features_results_{name}.md): "
+        f"{finding.num_runs} runs; final ones on {plural(len(finding.final_seeds), 'seed')}, "
+        f"{show(finding.horizon_tokens, 'tokens')} {'tokens' if finding.task == 'text' else 'images'} each."
+        for name, finding in found.items()
+    )
+    return "\n".join([
+        "# Which claims about features held",
+        "",
+        "Written by `python studies/features.py` from the files of the studies. The claims are those of",
+        '"Muon Learns More Robust and Transferable Features than Adam" as its abstract makes them; the',
+        "[definitions](features.md) are ours, the models tiny, so this neither reproduces nor refutes the paper.",
+        "",
+        *sizes,
+        "",
+        "In bold what is so at the same held-out loss, which is the fairer question; then after the same tokens, and",
+        "both again without weight decay. *yes*: resolved in every layer, or over all corruptions, by paired tests",
+        "that are corrected for their number; *no*: resolved the other way in one layer or over all; *open*: neither.",
+        "",
+        *table(("", "claim", *found), answers(list(found.values()))),
+    ])  # fmt: skip
+
+
+def answers(found: Sequence[FeaturesFinding]) -> list[tuple[str, ...]]:
+    """A row for each optimizer and claim, a column for each study."""
+    rows = []
+    for who, what in dict.fromkeys((claim.optimizer, claim.claim) for finding in found for claim in finding.claims):
+        said = []
+        for finding in found:
+            own = {one.at: HELD[one.held] for one in finding.claims if (one.optimizer, one.claim) == (who, what)}
+            rest = [own[at] for at in CONDITIONS if at in own and at != "loss"]
+            first = f"**{own['loss']}**" if "loss" in own else "-" if not own else ""
+            said.append("; ".join(filter(None, (first, ", ".join(rest)))))
+        rows.append((who, what, *said))
+    return sorted(rows, key=lambda row: row[0] != "muon")
 
 
 def claims(finding: FeaturesFinding) -> list[str]:
@@ -234,12 +273,15 @@ def difference(one: Effect, kind: str = ".4f") -> str:
 
 
 def publish(names: Iterable[str]) -> None:
+    found = {}
     for name in names:
         finding, results = kept(name)
+        found[name] = finding
         (DOCS / f"features_results_{name}.md").write_text(page(name, finding, results))
         legend = marks(looks_of(finding.optimizers, finding.baseline))
         for what, (_, drawings) in figures(finding).items():
             (DOCS / f"features_results_{name}_{what}.svg").write_text(sheet(drawings, legend))
+    (DOCS / "features_results.md").write_text(overview(found))
 
 
 def main() -> None:

@@ -84,6 +84,18 @@ def test_a_page_refers_to_the_figures_that_there_are(script, url, tmp_path) -> N
     assert "**What is claimed, of muon against tuned adamw" in text and "| matched_loss | ok |" in text
 
 
+def test_the_overview_has_the_answers_of_every_study(script, url, tmp_path) -> None:
+    script.keep(str(url), ["abab"])
+    script.publish(["digits"])
+    finding, text = script.kept("digits")[0], (tmp_path / "features_results.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    held = {(c.optimizer, c.claim, c.at): {True: "yes", False: "no", None: "open"}[c.held] for c in finding.claims}
+    assert len(rows) == len({(who, what) for who, what, _ in held})
+    for who, what, said in rows:
+        first, rest = said.split("; ")
+        assert first == f"**{held[who, what, 'loss']}**" and rest.split(", ")[0] == held[who, what, "budget"]
+
+
 def test_other_studies_have_no_page(script, url) -> None:
     with pytest.raises(SystemExit, match="a batch of digits"):
         script.keep(str(url), ["cdcd"])
