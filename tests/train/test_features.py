@@ -136,6 +136,13 @@ def test_a_collapsed_layer_has_no_measures():
     assert found["dead"] == {} and set(found["alive"]) > {"accuracy", "margin_normalised", "rank_effective"}
 
 
+def test_a_probe_is_tried_on_rows_that_it_has_not_seen():
+    """Labels that have nothing to do with features are learned by heart, and not found in other rows."""
+    generator = np.random.default_rng(0)
+    found = fit_probe(generator.standard_normal((200, 150)), generator.integers(0, 2, 200))
+    assert 0.3 < found.accuracy < 0.7 and found.margin < 1
+
+
 def test_tokens_are_labelled_by_what_comes_next():
     task = Text(width=16, depth=1, seq_len=32, eval_tokens=4096)
     inputs, labels = task.labelled(200)
