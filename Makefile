@@ -69,6 +69,7 @@ batch-page: $(READY)  ## docs/batch_results.md again, from studies/batch_results
 features: $(READY)  ## the studies of studies/features_*.toml, and their pages; FASHION=fashion_mnist.npz for that one, too
 	.venv/bin/muonlab features digits --config studies/features_digits.toml --store features.db
 	.venv/bin/muonlab features text --config studies/features_text.toml --store features.db
+	.venv/bin/muonlab features text --config studies/features_text_short.toml --store features.db
 	$(if $(FASHION),.venv/bin/muonlab features fashion-mnist --data $(FASHION) --config studies/features_fashion.toml --store features.db)
 	$(PYTHON) studies/features.py --store features.db
 

@@ -2,9 +2,9 @@
 
 muonlab features digits --config studies/features_digits.toml --store features.db
 muonlab features text --config studies/features_text.toml --store features.db
+muonlab features text --config studies/features_text_short.toml --store features.db
 muonlab features fashion-mnist --data FILE.npz --config studies/features_fashion.toml --store features.db
-python studies/features.py --store features.db     # the latest study of each task, kept in studies/features_*.json.gz
-python studies/features.py --store features.db --study 1a2b3c   # that one alone, by the first digits of its key
+python studies/features.py --store features.db     # also keeps the results in studies/features_*.json.gz
 python studies/features.py                         # writes the pages again, from the files alone
 """
 
@@ -20,6 +20,7 @@ from muonlab.analyze.feature_looks import CONDITIONS
 from muonlab.analyze.features import MEASURES, FeaturesFinding
 from muonlab.analyze.findings import Effect
 from muonlab.analyze.likeness import Spread
+from muonlab.cli.arguments import values
 from muonlab.records import Record
 from muonlab.records.features import FeaturesEvidence
 from muonlab.records.store import Store
@@ -29,6 +30,7 @@ from muonlab.report.axes import marks
 from muonlab.report.canvas import Drawing, looks_of
 from muonlab.report.features import HELD, WHERE
 from muonlab.report.text import plural, show
+from muonlab.study.config import FeaturesConfig, validated
 from muonlab.study.features_fairness import conclude_features
 
 HERE = Path(__file__).parent
@@ -36,6 +38,7 @@ DOCS = HERE.parent / "docs"
 STUDIES = {  # of a file -> task, and what the page says it is
     "digits": ("digits", "a small vision transformer on 8 x 8 digits"),
     "text": ("text", "a small decoder on the sources of Python's standard library"),
+    "text_short": ("text", "the same decoder, a quarter of the steps"),
     "fashion": ("fashion-mnist", "a small convolutional network on Fashion-MNIST"),
 }
 DIGITS = 6  # of what is measured, as kept
@@ -45,19 +48,24 @@ def results_of(name: str) -> Path:
     return HERE / f"features_{name}.json.gz"
 
 
-def keep(url: str, keys: Sequence[str] = ()) -> None:
-    """Studies of a store with their records: those of these keys, or the latest of each task."""
+def config_of(name: str) -> FeaturesConfig:
+    return validated(
+        {**values(HERE / f"features_{name}.toml", {}, None, None, False), "task": STUDIES[name][0]}, FeaturesConfig
+    )
+
+
+def keep(url: str) -> None:
+    """Of each study the latest that a store has, wherever its data lay, with its records."""
     with Store(url, read_only=True) as store:
-        if not keys:
-            latest = {row.name: row.key for row in reversed(store.studies()) if row.kind == "features"}
-            keys = [latest[task] for task, _ in STUDIES.values() if task in latest]
-        for saved in map(store.study, keys):
-            name = next((name for name, (task, _) in STUDIES.items() if task == saved.name), None)
-            if saved.kind != "features" or name is None:
-                raise SystemExit(f"{saved.key[:12]} is a {saved.kind} of {saved.name}, of which there is no page")
-            found = Results.of_store(store, saved.key, FeaturesEvidence)
-            final = found.evidence.final_seeds
-            write(results_of(name), found.leaner(lambda one, final=final: lean(one, one.spec.seed in final)).to_dict())
+        saved = [store.study(row.key) for row in store.studies() if row.kind == "features"]
+        for name in STUDIES:
+            asked = config_of(name).model_dump(mode="json", exclude={"data"})
+            keys = (one.key for one in saved if asked.items() <= one.config.items())
+            if (key := next(keys, None)) is not None:
+                found = Results.of_store(store, key, FeaturesEvidence)
+                final = found.evidence.final_seeds
+                kept = found.leaner(lambda one, final=final: lean(one, one.spec.seed in final))
+                write(results_of(name), kept.to_dict())
 
 
 def lean(record: Record, final: bool) -> Record:
@@ -287,12 +295,9 @@ def publish(names: Iterable[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", help="take studies of this store")
-    parser.add_argument("--study", action="append", default=[], metavar="KEY", help="of the store; repeatable")
     asked = parser.parse_args()
-    if asked.study and not asked.store:
-        parser.error("--study names a study of a store: say which with --store")
     if asked.store:
-        keep(asked.store, asked.study)
+        keep(asked.store)
     publish(name for name in STUDIES if results_of(name).exists())
 
 

@@ -12,9 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from feature_world import World
 
-from muonlab.cli.arguments import values
 from muonlab.records.store import Store
-from muonlab.study.config import FeaturesConfig, validated
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -24,19 +22,21 @@ def script(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(STUDIES)
         module = importlib.import_module("features")
-        patch.setattr(module, "HERE", tmp_path)
+        patch.setattr(module, "results_of", lambda name: tmp_path / f"features_{name}.json.gz")
         patch.setattr(module, "DOCS", tmp_path)
         yield module
 
 
 @pytest.fixture
-def url(tmp_path):
+def url(script, tmp_path):
     world = World()
     evidence = world.study()
     with Store(tmp_path / "features.db") as store:
         for record in world.records.values():
             store.put(record)
-        store.save_study("ab" * 32, "features", "digits", {}, evidence.to_dict())
+        asked = script.config_of("digits").model_dump(mode="json")
+        store.save_study("ab" * 32, "features", "digits", {**asked, "data": ["elsewhere"]}, evidence.to_dict())
+        store.save_study("ef" * 32, "features", "digits", {**asked, "num_seeds": 3}, {})
         store.save_study("cd" * 32, "batch", "digits", {}, {})
     return tmp_path / "features.db"
 
@@ -73,7 +73,7 @@ def test_what_the_task_does_not_have_stays_said_where_the_verdict_is_withheld(lo
 
 
 def test_a_page_refers_to_the_figures_that_there_are(script, url, tmp_path) -> None:
-    script.keep(str(url), ["abab"])
+    script.keep(str(url))
     script.publish(["digits"])
     text = (tmp_path / "features_results_digits.md").read_text()
     named = set(re.findall(r"\((features_results_\w+\.svg)\)", text))
@@ -85,7 +85,7 @@ def test_a_page_refers_to_the_figures_that_there_are(script, url, tmp_path) -> N
 
 
 def test_the_overview_has_the_answers_of_every_study(script, url, tmp_path) -> None:
-    script.keep(str(url), ["abab"])
+    script.keep(str(url))
     script.publish(["digits"])
     finding, text = script.kept("digits")[0], (tmp_path / "features_results.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
@@ -96,14 +96,13 @@ def test_the_overview_has_the_answers_of_every_study(script, url, tmp_path) -> N
         assert first == f"**{held[who, what, 'loss']}**" and rest.split(", ")[0] == held[who, what, "budget"]
 
 
-def test_other_studies_have_no_page(script, url) -> None:
-    with pytest.raises(SystemExit, match="a batch of digits"):
-        script.keep(str(url), ["cdcd"])
+def test_studies_of_another_config_are_not_kept(script, url, tmp_path) -> None:
+    script.keep(str(url))
+    assert [path.name for path in tmp_path.glob("*.gz")] == ["features_digits.json.gz"]
 
 
-@pytest.mark.parametrize("name", ["digits", "text", "fashion"])
+@pytest.mark.parametrize("name", ["digits", "text", "text_short", "fashion"])
 def test_configs_are_sound(script, name) -> None:
-    asked = {**values(STUDIES / f"features_{name}.toml", {}, None, None, False), "task": script.STUDIES[name][0]}
-    config = validated(asked, FeaturesConfig)
+    config = script.config_of(name)
     assert config.optimizers[:2] == ("muon", "adamw") and config.baseline == "adamw" and config.num_seeds == 10
     assert (config.transfer_to == "digits") == (name == "fashion")
