@@ -90,21 +90,26 @@ def features(
 ) -> None:
     """Ranks and margins by layer and losses under corruption: after the same tokens, and at the same loss.
 
-    1. Tunes every optimizer as `compare` does, then lr again without weight decay. 2. Final runs on fresh seeds, whose
-    layers are probed and whose inputs are corrupted on the way. 3. Tests what is claimed of Muon, seed by seed.
+    1. Tunes every optimizer as `compare` does, then lr without weight decay.
+    2. Final runs on fresh seeds, in which layers are probed, inputs corrupted.
+    3. Tests what is claimed of Muon, seed by seed.
 
-    Results are kept in the store: the same command again runs nothing, and after an interruption it goes on.
+    The store keeps results: the same command runs nothing twice and goes on.
 
-    With --transfer-to every pretrained model is fine-tuned on a second task by every optimizer, lr tuned for each pair,
-    beside models that start from scratch; and a linear probe reads its last layer as it is.
+    With --transfer-to all pretrained models are fine-tuned on a second task,
+    by every optimizer with an lr of its own, beside models from scratch; and
+    a linear probe reads their last layers.
 
-    With --checkpoint nothing is trained: the same measures of models that there are, and how like the first they are.
-    Beside it go --layers, --data, --set task.X=V, --config, --threads and --json; whatever is about runs is refused.
+    With --checkpoint nothing is trained: the same measures of models there are.
+    Beside it go --layers, --data, --set task.X=V, --config, --threads, --json.
     """
+    looked_at = names(layers) or ()
+    if layers is not None and not looked_at:
+        raise UsageError(f"--layers wants names of modules with commas between, got {layers!r}")
     if checkpoint:
         refuse_flags(context, STUDIED, "for runs that muonlab makes, which --checkpoint does not")
         chosen = values(config, {"task": task, "data": paths(data), "device": "cpu"}, settings, None, False)
-        return _models(chosen, checkpoint, names(layers) or (), threads, json)
+        return _models(chosen, checkpoint, looked_at, threads, json)
     if layers is not None:
         raise UsageError("--layers is for models that there are: name them with --checkpoint FILE.pt")
     flags = {
@@ -117,6 +122,8 @@ def features(
     _set_second(chosen, transfer_set or ())
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
     run("features", chosen, laboratory, out or Path("muonlab-features.html"), json, dry_run)
+    if dry_run and not json:
+        print("Looks at layers and at corrupted inputs, in final runs, come on top.")
 
 
 def _set_second(chosen: dict[str, Any], texts: Sequence[str]) -> None:

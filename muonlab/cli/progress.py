@@ -53,7 +53,7 @@ class Progress:
         done = self.done + self.executed
         over = done > 1.01 * self.expected
         text = f"{self.num_runs} runs" + (f", {self.num_diverged} diverged" if self.num_diverged else "")
-        text += ", more than estimated" if over else ""
+        text += ", more than first estimated" if over else ""
         if self.live:
             self.live.update(self.bar, completed=done, total=None if over else self.expected, description=text)
         elif not self.quiet and time.monotonic() - self.spoken > LINE_SECONDS:

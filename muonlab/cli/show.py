@@ -210,7 +210,7 @@ def show_price(price: Any, num_workers: int, json: bool) -> None:
         print(f"{name:8} {least:>16} to at most {most}" + (f", with {num_workers} workers" if not text else ""))
     if price.check:
         print(f"Of that, the coordinate check: {runs:,} runs, {tokens:,} tokens, {_duration(seconds)}.")
-    print("The first figure is a tuning without extended grids or added seeds; what the store already has is not run.")
+    print("The first figure is a tuning without extended grids or added seeds.\nWhat the store already has is not run.")
 
 
 def _seconds(rates: Sequence[float], tokens: Sequence[float], num_runs: int, num_workers: int) -> int:

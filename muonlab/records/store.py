@@ -189,11 +189,16 @@ class Store:
         with self._database.begin() as connection:
             row = connection.execute(query).mappings().first()
         if row is None:
-            raise UsageError(f"store {self.name} holds no study yet: run one, such as `muonlab demo`")
+            raise UsageError(self._no_study())
         try:
             return SavedStudy(**{**row, "config": json.loads(row["config"]), "result": json.loads(row["result"])})
         except ValueError:
             raise self._damaged("study", row["key"]) from None
+
+    def _no_study(self) -> str:
+        if runs := self.count():
+            return f"store {self.name} holds {runs} runs and no finished study: the command that made them goes on"
+        return f"store {self.name} holds no study yet: run one, such as `muonlab demo`"
 
     def studies(self) -> builtins.list[StudyRow]:
         """Rows of a listing, the latest first."""

@@ -104,8 +104,9 @@ def _corruptions(finding: FeaturesFinding, name: str) -> RenderableType:
     severities = sorted({row.severity for row in own})
     for severity in severities:
         table.add_column(f"severity {severity}", overflow="fold")
-    for kind in dict.fromkeys(row.corruption for row in own):
-        by_severity = {row.severity: row for row in own if row.corruption == kind}
+    overall = [row for row in finding.severities if row.optimizer == name and row.at == "loss" and row.severity]
+    for kind in dict.fromkeys(row.corruption for row in (*overall, *own)):
+        by_severity = {row.severity: row for row in (*overall, *own) if row.corruption == kind}
         table.add_row(cell(kind), *(_rise(by_severity[s]) for s in severities))
     return table
 

@@ -49,10 +49,12 @@ TITLES = {
 
 def _corrupted(rows: Sequence[Mapping[str, Any]], clean: str, corrupted: str, kind: str) -> RenderableType:
     """`clean` and `corrupted` name what is shown of the two, `kind` how the latter is written."""
-    table = grid(TITLES[clean])
     severities = sorted({row["severity"] for row in rows if row["severity"]})
-    for heading in ("checkpoint", "inputs", clean, *map(str, severities)):
+    table = grid(TITLES[clean] if severities else f"{clean.capitalize()} on held-out inputs")
+    for heading in ("checkpoint", "inputs"):
         table.add_column(heading, overflow="fold")
+    for heading in (clean, *map(str, severities)):
+        table.add_column(heading, no_wrap=True)
     for name in dict.fromkeys(row["checkpoint"] for row in rows):
         own = [row for row in rows if row["checkpoint"] == name]
         first = show(own[0][clean], "loss" if clean == "loss" else kind)

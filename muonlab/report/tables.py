@@ -17,7 +17,7 @@ from muonlab.report.text import claim, counted, is_undefined, is_withheld, plura
 
 __all__ = ["checks_table", "comparison_table", "record_table", "requests_table", "runs_table", "tuning_table"]
 
-HELD_OUT = "heldout."  # before the name of what a task measures there
+HELD_OUT, RANK = "heldout.", "rank."  # before the name of what a task measures there, and of a layer
 
 KEY_LENGTH = 12  # of a record's key, as everywhere on screen
 HELD = {True: Text("ok", style="green"), False: Text("BROKEN", style="bold red"), None: Text("-", style="yellow")}
@@ -235,7 +235,8 @@ def record_table(record: Record) -> list[RenderableType]:
         **{name: show(value, "value") for name, value in spec.hyperparameters.items()},
         **({"averaging": show(spec.averaging, "value")} if spec.averaging else {}),
         **_noise_rows(record),
-        **_held_out_rows(record),
+        **_last_rows(record, HELD_OUT, "held-out "),
+        **_last_rows(record, RANK, "effective rank of "),
         **{name: show(value, "value") for name, value in record.environment.items()},
         "created": record.created or "-",
     }
@@ -249,11 +250,11 @@ def record_table(record: Record) -> list[RenderableType]:
     return spaced(Text(f"run {record.key}", style="bold"), table, *([cell(record.error)] if record.error else []))
 
 
-def _held_out_rows(record: Record) -> dict[str, str]:
-    """What else the task measured on held-out data, when it was last looked at."""
-    found = {name: series for name, series in record.probes.items() if name.startswith(HELD_OUT) and series.steps}
+def _last_rows(record: Record, prefix: str, said: str) -> dict[str, str]:
+    """Probes whose name begins so, as they were when last looked at."""
+    found = {name: series for name, series in record.probes.items() if name.startswith(prefix) and series.steps}
     return {
-        f"held-out {name.removeprefix(HELD_OUT)}": f"{series.values[-1]:.4g} at step {series.steps[-1]:,}"
+        f"{said}{name.removeprefix(prefix)}": f"{series.values[-1]:.4g} at step {series.steps[-1]:,}"
         for name, series in found.items()
     }
 

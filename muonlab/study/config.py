@@ -160,6 +160,9 @@ def validated(values: Mapping[str, Any], kind: type[Config] = ComparisonConfig) 
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "too_short":
+            least, got = first["ctx"]["min_length"], ", ".join(map(str, first["input"])) or "none"
+            raise UsageError(f"{where}: name {least} at least, got {got}") from None
         raise UsageError(f"{where}: {first['msg'].lower()}, got {first['input']!r}") from None
     if config.baseline not in config.optimizers:
         raise UsageError(f"the baseline '{config.baseline}' must be one of --optimizers {','.join(config.optimizers)}")

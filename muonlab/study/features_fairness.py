@@ -28,8 +28,8 @@ def conclude_features(evidence: FeaturesEvidence, records: Records) -> FeaturesF
     checks = []
     for rule in OF_EQUAL_RUNS:
         tuned, control = (rule(evidence.comparison(decay=decay), records) for decay in (True, False))
-        broken = control.ok is False and tuned.ok is not False
-        checks.append(replace(control, detail=f"without decay: {control.detail}") if broken else tuned)
+        both = tuned.detail if tuned.detail == control.detail else f"{tuned.detail}; without decay: {control.detail}"
+        checks.append(replace(control if control.ok is False else tuned, detail=both))
     finding = features.analyze(evidence, records)
     checks.append(_matched(finding))
     finding = replace(finding, checks=tuple(checks), verdict=features_verdict(finding, checks))

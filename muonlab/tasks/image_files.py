@@ -76,7 +76,8 @@ def read_splits(paths: Sequence[Path], allowed: Collection[str]) -> tuple[Split,
     archives = [name for name in files if name.endswith(".npz")]
     if "npz" in allowed and archives:
         if len(archives) > 1:
-            raise UsageError(f"{paths[0]} holds {len(archives)} .npz files: name one of them")
+            where = ", ".join(map(str, paths))
+            raise UsageError(f"{where}: {len(archives)} .npz files, of which one is to be named")
         return _guarded(_read_npz, files[archives[0]])
     layout = _layout_of(files, [LAYOUTS[name] for name in LAYOUTS if name in allowed], paths, allowed)
     train, heldout = (
@@ -98,7 +99,8 @@ def _layout_of(files: Files, layouts: Sequence[_Layout], paths: Sequence[Path], 
     held = ", ".join(sorted(files)[:4]) + (", ..." if len(files) > 4 else "") if files else "no file"
     kinds = [f"{name} ({layout.names[0]}, ...)" for name, layout in LAYOUTS.items() if name in allowed]
     kinds += ["one .npz"] if "npz" in allowed else []
-    raise UsageError(f"{where} holds {held}: want {' or '.join(kinds)}")
+    found = "" if held == paths[0].name and len(paths) == 1 else f" holds {held}"
+    raise UsageError(f"{where}{found}: want {' or '.join(kinds)}")
 
 
 def _gathered(paths: Sequence[Path]) -> Files:

@@ -120,7 +120,10 @@ def hidden_states(model: nn.Module, sample: Sample, names: Sequence[str] = ()) -
 
     One label for a sample: the mean over its positions or pixels. One for each position: the state there.
 
-    Raises   UsageError as `layers_of` does, and for an output that has no such rows
+    A layer that the model never calls is left out.
+
+    Raises   UsageError as `layers_of` does, for an output that has no such rows, and a layer of `names` that is never
+             called
     """
     found: dict[str, Tensor] = {}
     layers = layers_of(model, names)
@@ -138,6 +141,9 @@ def hidden_states(model: nn.Module, sample: Sample, names: Sequence[str] = ()) -
     finally:
         for hook in hooks:
             hook.remove()
+    unused = [name for name in layers if name not in found]
+    if unused and (names or not found):
+        raise UsageError(f"layer {unused[0]} is never called by the model: it has no output to look at")
     return {name: _rows(name, found[name], sample.labels) for name in layers if name in found}
 
 
@@ -157,7 +163,9 @@ def _rows(name: str, state: Any, labels: Tensor | None) -> Array:
         what = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else f"a {type(state).__name__}"
         raise UsageError(f"layer {name} gives {what}: hidden states are (B, D), (B, T, D) or (B, C, Y, X)")
     if labels is not None and state.shape[: labels.ndim] != labels.shape:
-        raise UsageError(f"layer {name} gives {tuple(state.shape)}, but there are {tuple(labels.shape)} labels")
+        raise UsageError(
+            f"layer {name} gives {tuple(state.shape)}, but there are {tuple(labels.shape)} labels: look at others"
+        )
     if labels is not None and labels.ndim == 2:
         state = state[labels.to(state.device) != IGNORED]
     elif state.ndim > 2:
@@ -185,7 +193,7 @@ def fit_probe(x: Array, labels: NDArray[np.integer]) -> Probed:
     ranks(x)  # refuses NaN and constant features
     names, y = np.unique(labels, return_inverse=True)
     if len(names) < 2:
-        raise UsageError("a probe needs at least two classes, got one")
+        raise UsageError(f"a probe needs at least two classes, got one in {len(y)} rows")
     if len(x) != len(y) or len(x) < 2 * len(names):
         raise UsageError(f"a probe of {len(names)} classes needs twice as many rows at least, got {len(x)}")
     if np.bincount(y).min() < 2:

@@ -15,7 +15,14 @@ from muonlab.errors import UsageError
 from muonlab.representations import Ranks, linear_cka
 from muonlab.tasks.base import Task
 from muonlab.train.corrupted import scores_under_corruption
-from muonlab.train.features import Probed, fit_probe_is_possible, hidden_states, measured_layers, sample_of
+from muonlab.train.features import (
+    Probed,
+    fit_probe_is_possible,
+    hidden_states,
+    layers_of,
+    measured_layers,
+    sample_of,
+)
 
 __all__ = ["features_of_models", "load_weights"]
 
@@ -46,10 +53,12 @@ def features_of_models(task: Task, checkpoints: Sequence[Path], layers: Sequence
         model = task.build()
         load_weights(model, path)
         states = hidden_states(model, sample, layers)
+        unused = (layer for layer in layers_of(model, layers) if layer not in states)
+        notes += [f"{name}: {layer} is never called by the model" for layer in unused]
         for layer, values in measured_layers(states, labels).items():
             found["layers"].append({"checkpoint": name, "layer": layer, **dict.fromkeys(MEASURES), **values})
             if not values:
-                notes.append(f"{name}: nothing is measured of {layer}, whose states are all the same or not finite")
+                notes.append(f"{name}: nothing is measured of {layer}, whose rows are one, all the same, or not finite")
         scores = scores_under_corruption(task, model)
         clean = scores["clean", 0].loss
         for (kind, severity), score in scores.items():
@@ -117,10 +126,12 @@ def _trouble(path: Path, error: Exception) -> str:
 def _misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     """Why weights are not those of a model, with what to do; empty where they are."""
     lost, surplus = own.keys() - given.keys(), given.keys() - own.keys()
+    said = []
     for who, names in (("the file lacks", lost), ("the model has no place for", surplus)):
         if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            return f"{who} {min(names)}{more}: name the task and the options that it was saved with"
+            said.append(f"{who} {min(names)}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
+    if said:
+        return f"{', and '.join(said)}: name the task and the options that it was saved with"
     for name, tensor in given.items():
         if tensor.shape != own[name].shape:
             shapes = f"{tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the model"

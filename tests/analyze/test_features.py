@@ -68,6 +68,18 @@ def claims(finding):
     return {(claim.claim.split()[2], claim.at): claim.held for claim in finding.claims}
 
 
+def test_a_claim_about_every_layer_is_open_where_one_is_not_resolved():
+    evidence, records = planted((0.5, 0.5, 0.5, 0.5))
+    assert claims(analyze(evidence, records))["normalised", "budget"] is True
+    other = "features.blocks.1.margin_normalised"
+    records = {
+        key: replace(one, probes={**one.probes, other: Series(STEPS, (0.1 + 1e-3 * one.spec.seed * sign,) * 4)})
+        for key, one in records.items()
+        for sign in [1 if one.spec.optimizer == "muon" else -1]
+    }
+    assert claims(analyze(evidence, records))["normalised", "budget"] is None
+
+
 def test_a_look_between_two_is_linear_in_the_loss():
     record = run("muon", 1, (4, 3, 2, 1), features__a__accuracy=(0.1, 0.2, 0.4, 0.8))
     assert look_of(record).values["features.a.accuracy"] == 0.8 and look_of(record).fraction == 1.0

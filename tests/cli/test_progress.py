@@ -41,7 +41,7 @@ def test_beyond_the_estimate_no_end_is_foretold(clock, capsys) -> None:
         shown.on_tokens(1500)
         shown.on_record(record(1500), True)
         shown.on_tokens(0)
-    assert spoken(capsys)[-1] == "muonlab: 1 runs, more than estimated"
+    assert spoken(capsys)[-1] == "muonlab: 1 runs, more than first estimated"
 
 
 def test_a_little_beyond_the_estimate_nothing_is_left(clock, capsys) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from muonlab.cli.features import features
 from muonlab.cli.transfer import transfer
 from muonlab.records.store import Store
 
@@ -103,8 +104,9 @@ def test_the_price_of_the_coordinate_check_is_told(program, arguments) -> None:
     assert "coordinate_check" not in program(*words, "--no-coordinates", "--json").json
 
 
-def test_help_is_not_ragged_at_80_columns() -> None:
-    first, *others = inspect.cleandoc(transfer.__doc__).split("\n\n")
+@pytest.mark.parametrize("verb", [transfer, features])
+def test_help_is_not_ragged_at_80_columns(verb) -> None:
+    first, *others = inspect.cleandoc(verb.__doc__).split("\n\n")
     assert first and max(len(line) for part in others for line in part.splitlines()) <= 78
 
 

@@ -259,7 +259,7 @@ def test_other_archives_say_what_they_hold(tmp_path):
     path = npz(tmp_path / "a.npz", images=COLOUR, labels=LABELS)
     assert "a.npz holds images, labels: want x_train" in line_of("images", path)
     npz(tmp_path / "b.npz", images=COLOUR)
-    assert "holds 2 .npz files: name one" in line_of("images", tmp_path)
+    assert "2 .npz files, of which one is to be named" in line_of("images", tmp_path)
     grey = npz(tmp_path / "g.npz", x_train=GREY, y_train=GREY_LABELS, x_test=GREY, y_test=GREY_LABELS)
     assert "is not cifar10: its images are 1 x 28 x 28, not 3 x 32 x 32" in line_of("cifar10", grey)
 

@@ -131,6 +131,21 @@ def test_positions_and_pixels_are_averaged_or_picked():
         hidden_states(images, Sample(pixels, labels))
 
 
+def test_a_layer_that_is_never_called_is_an_error_where_it_was_asked_for():
+    class Spare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+
+        def forward(self, x):
+            return self.layers[0](x)
+
+    sample = Sample(torch.randn(6, 3), None)
+    assert list(hidden_states(Spare(), sample)) == ["layers.0"]
+    with pytest.raises(UsageError, match=r"layers\.1 is never called"):
+        hidden_states(Spare(), sample, ["layers.0", "layers.1"])
+
+
 def test_a_collapsed_layer_has_no_measures():
     found = measured_layers({"dead": np.ones((20, 3)), "alive": separated(20, 1.0)[0]}, torch.arange(20) % 2)
     assert found["dead"] == {} and set(found["alive"]) > {"accuracy", "margin_normalised", "rank_effective"}

@@ -50,6 +50,14 @@ def test_classes_that_lie_apart_are_told_apart():
     assert set(found) == set(PROBED) and found["probe.accuracy"] == 1.0 and 0 < found["probe.loss"] < 0.1
 
 
+def test_what_the_last_layer_has_lost_is_not_found_in_one_before():
+    """On the second axis two of the three clouds lie on one another."""
+    lossy = nn.Linear(2, 1, bias=False)
+    lossy.weight.data = torch.tensor([[0.0, 1.0]])
+    model = nn.Sequential(*Clouds().build(), lossy)
+    assert 0.5 < linear_probe(Clouds(), model)["probe.accuracy"] < 0.9
+
+
 def test_of_shuffled_classes_it_knows_nothing():
     found = linear_probe(Clouds(shuffled=True), Clouds().build())
     assert abs(found["probe.accuracy"] - 1 / 3) < 0.08 and abs(found["probe.loss"] - np.log(3)) < 0.05
