@@ -17,9 +17,9 @@ import numpy as np
 from writing import table
 
 from muonlab.records import Record, RunSpec
-from muonlab.records.record import json_text
+from muonlab.records.record import Series, json_text
 from muonlab.records.spec import Schedule
-from muonlab.records.watch import Series, Watch
+from muonlab.records.watch import Watch
 from muonlab.tasks.components import Components
 
 RESULTS = Path(__file__).with_name("components_results.json.gz")

@@ -23,8 +23,8 @@ from muonlab.analyze.likeness import Spread
 from muonlab.cli.arguments import values
 from muonlab.records import Record
 from muonlab.records.features import FeaturesEvidence
+from muonlab.records.record import Series
 from muonlab.records.store import Store
-from muonlab.records.watch import Series
 from muonlab.report import features_figures
 from muonlab.report.axes import marks
 from muonlab.report.canvas import Drawing, looks_of

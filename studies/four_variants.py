@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from muonlab.analyze.bounds import Bound, Derived, TunedBound, claimed_noise
 from muonlab.records import Record, RunSpec
-from muonlab.records.record import json_text
+from muonlab.records.record import Series, json_text
 from muonlab.records.spec import Schedule
-from muonlab.records.watch import Series, Watch
+from muonlab.records.watch import Watch
 from muonlab.tasks.matrix import Matrix
 
 RESULTS = Path(__file__).with_name("four_variants_results.json.gz")

@@ -4,17 +4,23 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from muonlab.errors import UsageError, unknown
 from muonlab.records.spec import RunSpec
-from muonlab.records.watch import Series
 
-__all__ = ["SCHEMA_VERSION", "Outcome", "Record", "json_text", "same_result"]
+__all__ = ["SCHEMA_VERSION", "Outcome", "Record", "Series", "json_text", "same_result"]
 
 SCHEMA_VERSION = 1
 
 Outcome = Literal["ok", "diverged", "failed"]
+
+
+class Series(NamedTuple):
+    """A quantity over a run; `values[i]` belongs to step `steps[i]`, or is the mean over the steps up to it."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,12 @@
 """What is looked at while a run is made."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
 
 from muonlab.errors import UsageError
+from muonlab.records.record import Record
 from muonlab.records.spec import RunSpec
 
-if TYPE_CHECKING:
-    from muonlab.records.record import Record
-
-__all__ = ["CHANGE", "CLEAN", "NOISE", "PROBED", "PROBE_COST", "UPDATE", "Series", "Watch"]
+__all__ = ["CHANGE", "CLEAN", "NOISE", "PROBED", "PROBE_COST", "UPDATE", "Watch"]
 
 CURVE_SPAN = 32  # a curve begins after this part of the run, and its points are evenly spaced in log tokens
 CLEAN = "corrupted.clean.0"  # the loss on the sample that is corrupted, before it is
@@ -18,13 +15,6 @@ PROBED = ("probe.loss", "probe.accuracy")  # of a linear probe of the last layer
 CHANGE, UPDATE = "change.", "update."  # before the name of a module, and of a parameter
 PROBE_COST = 0.0125  # of the arithmetic, for noise and for ranks, where nothing else is asked for
 MOST_COORDINATES = 256  # a longer series would be averaged
-
-
-class Series(NamedTuple):
-    """A quantity over a run; `values[i]` belongs to step `steps[i]`, or is the mean over the steps up to it."""
-
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,7 @@ class Watch:
         """Those of the coordinate check that the run has."""
         return frozenset(step for step in self.coordinates if step <= spec.num_steps)
 
-    def seen_in(self, record: "Record") -> bool:
+    def seen_in(self, record: Record) -> bool:
         """Whether a record already holds everything that is asked for."""
         asked = self.of(record.spec)
         probes = not asked.noise_cost or set(NOISE) <= set(record.probes)

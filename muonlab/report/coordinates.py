@@ -8,7 +8,8 @@ from rich.text import Text
 from muonlab.analyze.coordinates import HIDDEN, CoordinateFinding, Predicted, Slope, WidthFit, verdict_parts
 from muonlab.records import Record
 from muonlab.records.coordinate_evidence import Prediction
-from muonlab.records.watch import CHANGE, UPDATE, Series
+from muonlab.records.record import Series
+from muonlab.records.watch import CHANGE, UPDATE
 from muonlab.report.layout import cell, clean, grid, spaced
 from muonlab.report.text import plural, show
 

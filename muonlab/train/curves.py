@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import mean, median
 
-from muonlab.records.watch import Series
+from muonlab.records.record import Series
 
 __all__ = ["thinned", "thinned_series", "typical"]
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from muonlab.records.watch import Series
+from muonlab.records.record import Series
 from muonlab.train.curves import thinned_series
 
 __all__ = ["Probes"]

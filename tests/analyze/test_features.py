@@ -11,7 +11,8 @@ from muonlab.analyze.significance import effect, judge_effects
 from muonlab.records import Record, RunSpec
 from muonlab.records.evidence import Arm, Cell, Tuning
 from muonlab.records.features import FeaturesEvidence
-from muonlab.records.watch import CLEAN, Series
+from muonlab.records.record import Series
+from muonlab.records.watch import CLEAN
 
 STEPS = (10, 20, 40, 80)
 SEEDS = (0, 1, 2)

@@ -7,8 +7,8 @@ import pytest
 
 from muonlab.errors import UsageError
 from muonlab.records import Record, RunSpec
-from muonlab.records.record import json_text
-from muonlab.records.watch import CHANGE, CURVE_SPAN, NOISE, Series, Watch
+from muonlab.records.record import Series, json_text
+from muonlab.records.watch import CHANGE, CURVE_SPAN, NOISE, Watch
 
 SPEC = RunSpec(task="text", optimizer="muon", horizon_tokens=6400, batch_tokens=100)
 

@@ -10,7 +10,8 @@ import numpy as np
 from muonlab.optim.rule import Hyperparameter
 from muonlab.records import Record, RunSpec, Schedule
 from muonlab.records.evidence import BatchEvidence
-from muonlab.records.watch import NOISE, Series
+from muonlab.records.record import Series
+from muonlab.records.watch import NOISE
 from muonlab.study.batch import BatchRules, batch_sweep
 from muonlab.study.batch_plan import WATCH
 from muonlab.study.protocol import drive

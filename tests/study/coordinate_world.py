@@ -9,7 +9,8 @@ import numpy as np
 from muonlab.analyze.coordinates import CoordinateFinding, analyze
 from muonlab.records import Record, RunSpec
 from muonlab.records.coordinate_evidence import CoordinateEvidence
-from muonlab.records.watch import CHANGE, UPDATE, Series
+from muonlab.records.record import Series
+from muonlab.records.watch import CHANGE, UPDATE
 from muonlab.study.config import StudyConfig, validated
 from muonlab.study.coordinates import CoordinatePlan, plan_coordinates
 from muonlab.study.protocol import drive

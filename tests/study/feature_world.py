@@ -9,7 +9,7 @@ from muonlab.records import Record, RunSpec
 from muonlab.records.evidence import Arm, Cell, Trial, Tuning
 from muonlab.records.features import FeaturesEvidence
 from muonlab.records.grams import pack_gram
-from muonlab.records.watch import Series
+from muonlab.records.record import Series
 
 STEPS = (10, 20, 40, 80)
 LAYERS = ("blocks.0", "blocks.1", "blocks.2")

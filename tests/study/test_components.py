@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from muonlab.records.watch import Series
+from muonlab.records.record import Series
 
 STUDIES = Path(__file__).parents[2] / "studies"
 

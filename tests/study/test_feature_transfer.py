@@ -10,8 +10,8 @@ from muonlab.analyze.feature_transfer import LINEAR_PROBE, SCRATCH
 from muonlab.errors import UsageError
 from muonlab.records import Record
 from muonlab.records.features import FeaturesEvidence
-from muonlab.records.record import json_text
-from muonlab.records.watch import PROBED, Series, Watch
+from muonlab.records.record import Series, json_text
+from muonlab.records.watch import PROBED, Watch
 from muonlab.study.config import FeaturesConfig, validated
 from muonlab.study.feature_transfer import Target
 from muonlab.study.features import FeaturesPlan, plan_features

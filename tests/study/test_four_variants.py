@@ -11,7 +11,7 @@ import pytest
 from muonlab.analyze.bounds import Bound
 from muonlab.optim import catalog
 from muonlab.records import Record
-from muonlab.records.watch import Series
+from muonlab.records.record import Series
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
