@@ -1,4 +1,4 @@
-"""What a run will take, from a second of it: for a study that has not been started."""
+"""What a run will take, from a moment of it: for a study that has not been started."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from muonlab.train.batches import to_device
 __all__ = ["Prices", "estimate_seconds", "timed"]
 
 TRIAL_TOKENS = 2048  # of the batch that is timed; the rest of a batch is taken to cost in proportion
-MIN_REPEATS, TRIAL_SECONDS = 2, 0.5
+MIN_REPEATS, TRIAL_SECONDS = 2, 0.2
 
 
 class Prices(NamedTuple):

@@ -33,7 +33,7 @@ def test_lists_and_tuples_are_the_same():
         ({"horizon_ratios": [0.5, 1.0, float("inf")]}, "horizon_ratios.2: input should be a finite number, got inf"),
         ({"horizon_ratios": [0.5, "1.0", 2.0]}, "horizon_ratios.1: input should be a valid number, got '1.0'"),
         ({"optimizers": "adamw"}, "optimizers: input should be a valid tuple, got 'adamw'"),
-        ({"optimizers": []}, "optimizers: tuple should have at least 1 item"),
+        ({"optimizers": []}, "optimizers: name 1 at least, got none"),
         ({"optimizers": ["muon"]}, "the baseline 'adamw' must be one of --optimizers muon"),
         ({"optimizers": ["adamw", "muon", "adamw"]}, "optimizer 'adamw' is named twice"),
         ({"num_seeds": 1}, "num_seeds: input should be greater than or equal to 2, got 1"),

@@ -105,7 +105,7 @@ def test_of_one_class_there_are_ranks_and_likeness_and_a_line_that_says_so(tmp_p
     found = features_of_models(Points(), [saved(tmp_path / "a.pt"), saved(tmp_path / "b.pt")])
     assert all(row["rank_effective"] > 1 and row["accuracy"] is None for row in found["layers"])
     assert all(row["cka"] is not None for row in found["cka"]) and len(found["cka"]) == 2
-    assert found["notes"] == ["no probe: a probe needs at least two classes, got one in 40 rows"]
+    assert found["notes"] == ["no probe: a probe needs at least two classes, got one in 64 rows"]
     assert "at least two classes" in written(found, 100)
 
 
