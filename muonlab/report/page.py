@@ -27,7 +27,7 @@ MOST_TILES = 3  # challengers; more of them stand in the table only
 MINUS = ("-", "−")
 TYPOGRAPHY = {
     "ratio": ("x", "×"), "difference": MINUS, "points": MINUS, "signed3": MINUS, "correlation": MINUS,
-    "seconds": ("us", "µs"),
+    "value3": MINUS, "seconds": ("us", "µs"),
 }  # fmt: skip
 
 
