@@ -187,13 +187,13 @@ def _claims(
     yield Claim(claim=text, optimizer=optimizer, at=at, held=LOWER.get(last.effect.judgement), detail=rise)
     if last.drop_effect:
         text = f"a smaller share of accuracy lost under corruption than {baseline}, over all corruptions"
-        held, drop = LOWER.get(last.drop_effect.judgement), _told(last.drop_effect, "+.1%", "")
+        held, drop = LOWER.get(last.drop_effect.judgement), _told(last.drop_effect, "+.1f", " points", 100)
         yield Claim(claim=text, optimizer=optimizer, at=at, held=held, detail=drop)
 
 
-def _told(one: Effect, kind: str, unit: str) -> str:
+def _told(one: Effect, kind: str, unit: str, factor: float = 1) -> str:
     if one.difference is None or one.low is None or one.high is None:
         return f"{one.num_pairs} pairs of runs: no test"
     size = "" if one.size is None else f", d = {one.size:.1f}"
-    values = (format(value, kind) for value in (one.difference, one.low, one.high))
+    values = (format(factor * value, kind) for value in (one.difference, one.low, one.high))
     return "{} [{}, {}]".format(*values) + f"{unit}{size}, {one.num_pairs} pairs"

@@ -52,7 +52,8 @@ class Progress:
     def _show(self) -> None:
         done = self.done + self.executed
         over = done > 1.01 * self.expected
-        text = f"{self.num_runs} runs" + (f", {self.num_diverged} diverged" if self.num_diverged else "")
+        text = "1 run" if self.num_runs == 1 else f"{self.num_runs} runs"
+        text += f", {self.num_diverged} diverged" if self.num_diverged else ""
         text += ", more than first estimated" if over else ""
         if self.live:
             self.live.update(self.bar, completed=done, total=None if over else self.expected, description=text)

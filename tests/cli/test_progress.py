@@ -41,7 +41,7 @@ def test_beyond_the_estimate_no_end_is_foretold(clock, capsys) -> None:
         shown.on_tokens(1500)
         shown.on_record(record(1500), True)
         shown.on_tokens(0)
-    assert spoken(capsys)[-1] == "muonlab: 1 runs, more than first estimated"
+    assert spoken(capsys)[-1] == "muonlab: 1 run, more than first estimated"
 
 
 def test_a_little_beyond_the_estimate_nothing_is_left(clock, capsys) -> None:
@@ -49,7 +49,7 @@ def test_a_little_beyond_the_estimate_nothing_is_left(clock, capsys) -> None:
         shown.on_tokens(1005)
         shown.on_record(record(1005), True)
         shown.on_tokens(0)
-    assert spoken(capsys)[-1] == "muonlab: 1 runs, 100%, about 0 s left"
+    assert spoken(capsys)[-1] == "muonlab: 1 run, 100%, about 0 s left"
 
 
 def test_quiet_says_nothing(clock, capsys) -> None:
