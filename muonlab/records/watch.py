@@ -6,12 +6,13 @@ from muonlab.errors import UsageError
 from muonlab.records.record import Record
 from muonlab.records.spec import RunSpec
 
-__all__ = ["CHANGE", "CLEAN", "NOISE", "PROBED", "PROBE_COST", "UPDATE", "Watch"]
+__all__ = ["CHANGE", "CLEAN", "NOISE", "PROBED", "PROBE_COST", "RANK", "UPDATE", "Watch"]
 
 CURVE_SPAN = 32  # a curve begins after this part of the run, and its points are evenly spaced in log tokens
 CLEAN = "corrupted.clean.0"  # the loss on the sample that is corrupted, before it is
 NOISE = ("noise.gradient_square", "noise.trace", "noise.gradient_nuclear", "noise.nuclear")
 PROBED = ("probe.loss", "probe.accuracy")  # of a linear probe of the last layer before the first step
+RANK = "rank."  # before the name of a layer
 CHANGE, UPDATE = "change.", "update."  # before the name of a module, and of a parameter
 PROBE_COST = 0.0125  # of the arithmetic, for noise and for ranks, where nothing else is asked for
 MOST_COORDINATES = 256  # a longer series would be averaged
@@ -24,7 +25,7 @@ class Watch:
     eval_steps: frozenset[int] = frozenset()  # after which the held-out loss is taken
     curve_points: int = 0  # so many more, evenly spaced in log tokens, the last at the end of the run
     noise_cost: float = 0.0  # part of the arithmetic that may go into gradient noise, `NOISE`; 0 = not measured
-    rank_cost: float = 0.0  # the same of effective ranks by layer, "rank.LAYER"
+    rank_cost: float = 0.0  # the same of effective ranks by layer, `RANK`
     features: bool = False  # when the held-out loss is taken, also probe layers, corrupt inputs; at the end `grams`
     coordinates: frozenset[int] = frozenset()  # steps after which the coordinate check is taken, `CHANGE` and `UPDATE`
     probe: bool = False  # fit a linear probe to what the last layer gives before the first step, `PROBED`
@@ -64,7 +65,7 @@ class Watch:
         """Whether a record already holds everything that is asked for."""
         asked = self.of(record.spec)
         probes = not asked.noise_cost or set(NOISE) <= set(record.probes)
-        probes &= not asked.rank_cost or any(name.startswith("rank.") for name in record.probes)
+        probes &= not asked.rank_cost or any(name.startswith(RANK) for name in record.probes)
         probes &= not asked.features or (CLEAN in record.probes and bool(record.grams))
         probes &= not asked.probe or set(PROBED) <= set(record.probes)
         found = [series for name, series in record.probes.items() if name.startswith((CHANGE, UPDATE))]

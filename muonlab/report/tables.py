@@ -11,13 +11,13 @@ from muonlab.analyze.batch import noise_sums
 from muonlab.analyze.findings import Check, Comparison, LossesAt, OptimizerFinding, Speedup
 from muonlab.records import Record
 from muonlab.records.evidence import Tuning
-from muonlab.records.watch import NOISE
+from muonlab.records.watch import NOISE, RANK
 from muonlab.report.layout import cell, clean, grid, interval, spaced
 from muonlab.report.text import claim, counted, is_undefined, is_withheld, plural, show
 
 __all__ = ["checks_table", "comparison_table", "record_table", "requests_table", "runs_table", "tuning_table"]
 
-HELD_OUT, RANK = "heldout.", "rank."  # before the name of what a task measures there, and of a layer
+HELD_OUT = "heldout."  # before the name of what a task measures there
 
 KEY_LENGTH = 12  # of a record's key, as everywhere on screen
 HELD = {True: Text("ok", style="green"), False: Text("BROKEN", style="bold red"), None: Text("-", style="yellow")}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from muonlab.records.grams import pack_gram
+from muonlab.records.watch import RANK
 from muonlab.tasks.base import Task
 from muonlab.train.corrupted import scores_under_corruption
 from muonlab.train.features import (
@@ -67,7 +68,7 @@ class RankProbe:
         self.last = last  # step of the run
         self.model, self.sample = model, sample_of(task, RANK_SAMPLES)
         states = hidden_states(model, self.sample)
-        self.names = tuple(f"rank.{layer}" for layer in states)
+        self.names = tuple(f"{RANK}{layer}" for layer in states)
         tokens = len(self.sample.inputs) * task.tokens_per_sample
         spectra = sum(SVD_FLOPS * math.prod(x.shape) * min(x.shape) for x in states.values())
         self.every = math.ceil((tokens * flops_per_token / 3 + spectra) / (flops_per_token * batch_tokens * cost))
@@ -78,4 +79,4 @@ class RankProbe:
     def measure(self) -> dict[str, float]:
         """rank.LAYER; of a layer that has collapsed, nothing."""
         found = measured_layers(hidden_states(self.model, self.sample), None)
-        return {f"rank.{layer}": values["rank_effective"] for layer, values in found.items() if values}
+        return {f"{RANK}{layer}": values["rank_effective"] for layer, values in found.items() if values}
