@@ -55,3 +55,4 @@ def test_models_that_there_are(program, tiny) -> None:
 def test_layers_are_named_of_models_alone(program, tiny) -> None:
     refused = program("features", "text", "--data", "text.txt", *tiny, "--layers", "blocks.0")
     assert refused.code == 2 and "--checkpoint" in refused.err
+    assert "wants names of modules" in program("features", "text", "--layers", ",").said()

@@ -13,6 +13,7 @@ from rich.console import Console
 from muonlab.analyze.findings import Check
 from muonlab.records import Record, RunSpec
 from muonlab.records.evidence import Move, Trial, Tuning
+from muonlab.records.record import Series
 from muonlab.report.batch import batch_table
 from muonlab.report.ladder import ladder_table
 from muonlab.report.tables import checks_table, comparison_table, record_table, runs_table, tuning_table
@@ -233,9 +234,14 @@ def test_record_table():
         task="text", optimizer="muon", horizon_tokens=4_194_304, batch_tokens=4096, seed=3,
         hyperparameters={"opt.lr": 0.02},
     )  # fmt: skip
-    good = Record(spec=spec, outcome="ok", final_loss=2.3456, tokens=4_194_304, wall_seconds=61.2, step_seconds=0.015)
+    probes = {"rank.blocks.0": Series((8, 1024), (3.0, 4.2)), "heldout.accuracy": Series((1024,), (0.5,))}
+    good = Record(
+        spec=spec, outcome="ok", final_loss=2.3456, tokens=4_194_304, wall_seconds=61.2, step_seconds=0.015,
+        probes=probes,
+    )  # fmt: skip
     text = words(printed(record_table(good)))
-    for part in (spec.key, "text, muon", "2.3456", "4.19M of 4.19M", "1m 01s, a step 15.0 ms", "opt.lr 0.02"):
+    for part in (spec.key, "text, muon", "2.3456", "4.19M of 4.19M", "1m 01s, a step 15.0 ms", "opt.lr 0.02",
+                 "effective rank of blocks.0 4.2 at step 1,024", "held-out accuracy 0.5 at step 1,024"):  # fmt: skip
         assert part in text, part
     assert "diverged" not in text
     bad = Record(spec=spec, outcome="diverged", diverged_step=17, error="loss is not finite\n[bold]trace[/bold]")

@@ -127,6 +127,7 @@ def test_a_layer_that_gives_one_state_has_null_and_a_line(tmp_path):
         (lambda state: state["2.bias"][0].fill_(float("inf")), "a.pt: infinity in 2.bias"),
         (lambda state: state.pop("0.bias"), "the file lacks 0.bias: name the task"),
         (lambda state: state.update(x=torch.ones(1), y=torch.ones(1)), "no place for x and 1 more: name the task"),
+        (lambda state: state.update(x=state.pop("0.bias")), "lacks 0.bias, and the model has no place for x: name"),
         (lambda state: state.update({"0.bias": torch.ones(9)}), r"0.bias is \(9,\) in the file, .* --set task"),
     ],
 )
