@@ -77,7 +77,7 @@ class Task:
     def labelled(self, count):
         """For probes of layers: which of the commonest bytes comes next; -1, left out, for all others.
 
-        Without this method every byte would be a class, and a rare one has no two rows to learn it from.
+        Without this method there are ranks and no margins: which of the labels of positions to tell apart is a choice.
         """
         (tokens, following), _ = next(iter(self.evaluation()))
         rows = max(1, count // SEQ_LEN)

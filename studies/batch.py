@@ -37,7 +37,7 @@ STUDIES = {  # file -> task, and what the page says it is
     "batch": ("text", "Code: the sources of Python's standard library"),
     "batch_synthetic": ("text-synthetic", "Another distribution: an invented language"),
     "batch_layernorm": ("text", "Another architecture: LayerNorm and GELU, tied, on the same code"),
-    "batch_digits": ("digits", "Images: a residual network on 8 x 8 digits"),
+    "batch_digits": ("digits", "Images: a plain convolutional network on 8 x 8 digits"),
 }
 
 

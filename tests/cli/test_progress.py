@@ -36,20 +36,15 @@ def test_what_is_left_is_told_from_the_tokens_that_were_trained(clock, capsys) -
     assert "2 runs, 75%, about" in last and float(last.split("about ")[1].split()[0]) < 100
 
 
-def test_beyond_the_estimate_no_end_is_foretold(clock, capsys) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "said"), [(1005, "100%, about 0 s left"), (1500, "more than first estimated")], ids=["a little", "well"]
+)
+def test_beyond_the_estimate_no_end_is_foretold(clock, capsys, tokens, said) -> None:
     with Progress(1000) as shown:
-        shown.on_tokens(1500)
-        shown.on_record(record(1500), True)
+        shown.on_tokens(tokens)
+        shown.on_record(record(tokens), True)
         shown.on_tokens(0)
-    assert spoken(capsys)[-1] == "muonlab: 1 run, more than first estimated"
-
-
-def test_a_little_beyond_the_estimate_nothing_is_left(clock, capsys) -> None:
-    with Progress(1000) as shown:
-        shown.on_tokens(1005)
-        shown.on_record(record(1005), True)
-        shown.on_tokens(0)
-    assert spoken(capsys)[-1] == "muonlab: 1 run, 100%, about 0 s left"
+    assert spoken(capsys)[-1] == f"muonlab: 1 run, {said}"
 
 
 def test_quiet_says_nothing(clock, capsys) -> None:

@@ -245,12 +245,6 @@ def test_where_compilation_is_disabled_the_step_is_taken_all_the_same() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
 
 
-TOLERANCES = {  # a sum in another order may let the last bit of bfloat16, 2^-7 of a weight, fall the other way twice
-    "nearest": {"atol": 1e-5, "rtol": 0.0},
-    "stochastic": {"atol": 2e-2, "rtol": 2.0**-6},
-}
-
-
 @pytest.mark.slow
 @each
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
@@ -270,4 +264,8 @@ def test_inductor_agrees_with_the_plain_step(cls, arguments, rounding) -> None:
     assert compiled.num_skipped == plain.num_skipped == 1
     assert num_graphs() == len({cls.rule(**arguments).phase_at(t) for t in range(1, 5)})
     for p, q in zip(params, twins, strict=True):
-        torch.testing.assert_close(p, q, **TOLERANCES[rounding])
+        if rounding == "nearest":
+            torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
+            continue
+        last_bit = torch.exp2(q.float().abs().log2().floor() - 7)  # which sums in another order let fall the other way
+        assert ((p.float() - q.float()).abs() <= (2 * last_bit).clamp(min=2e-2)).all()
