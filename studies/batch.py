@@ -12,17 +12,16 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from results import Results, read, write
+from results import Results, asked, read, write
 from writing import checks, interval, table
 
 from muonlab.analyze.batch import BatchFinding
 from muonlab.analyze.critical_batch import Estimate
-from muonlab.cli.arguments import values
 from muonlab.records import Record
 from muonlab.records.evidence import BatchEvidence
 from muonlab.records.store import Store
 from muonlab.report.text import show
-from muonlab.study.config import BatchConfig, validated
+from muonlab.study.config import BatchConfig
 from muonlab.study.fairness import conclude_batch
 
 HERE = Path(__file__).parent
@@ -42,7 +41,7 @@ STUDIES = {  # file -> task, and what the page says it is
 
 
 def config_of(name: str) -> BatchConfig:
-    return validated({**values(HERE / f"{name}.toml", {}, None, None, False), "task": STUDIES[name][0]}, BatchConfig)
+    return asked(HERE / f"{name}.toml", STUDIES[name][0], BatchConfig)
 
 
 def keep(url: str) -> None:

@@ -13,14 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from results import Results, read, write
+from results import Results, asked, read, write
 from writing import checks, interval, sheet, table
 
 from muonlab.analyze.feature_looks import CONDITIONS
 from muonlab.analyze.features import MEASURES, FeaturesFinding
 from muonlab.analyze.findings import Effect
 from muonlab.analyze.likeness import Spread
-from muonlab.cli.arguments import values
 from muonlab.records import Record
 from muonlab.records.features import FeaturesEvidence
 from muonlab.records.record import Series
@@ -30,7 +29,7 @@ from muonlab.report.axes import marks
 from muonlab.report.canvas import Drawing, looks_of
 from muonlab.report.features import HELD, WHERE
 from muonlab.report.text import plural, show
-from muonlab.study.config import FeaturesConfig, validated
+from muonlab.study.config import FeaturesConfig
 from muonlab.study.features_fairness import conclude_features
 
 HERE = Path(__file__).parent
@@ -49,9 +48,7 @@ def results_of(name: str) -> Path:
 
 
 def config_of(name: str) -> FeaturesConfig:
-    return validated(
-        {**values(HERE / f"features_{name}.toml", {}, None, None, False), "task": STUDIES[name][0]}, FeaturesConfig
-    )
+    return asked(HERE / f"features_{name}.toml", STUDIES[name][0], FeaturesConfig)
 
 
 def keep(url: str) -> None:
@@ -59,8 +56,8 @@ def keep(url: str) -> None:
     with Store(url, read_only=True) as store:
         saved = [store.study(row.key) for row in store.studies() if row.kind == "features"]
         for name in STUDIES:
-            asked = config_of(name).model_dump(mode="json", exclude={"data"})
-            keys = (one.key for one in saved if asked.items() <= one.config.items())
+            config = config_of(name).model_dump(mode="json", exclude={"data"})
+            keys = (one.key for one in saved if config.items() <= one.config.items())
             if (key := next(keys, None)) is not None:
                 found = Results.of_store(store, key, FeaturesEvidence)
                 final = found.evidence.final_seeds
@@ -295,9 +292,9 @@ def publish(names: Iterable[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", help="take studies of this store")
-    asked = parser.parse_args()
-    if asked.store:
-        keep(asked.store)
+    arguments = parser.parse_args()
+    if arguments.store:
+        keep(arguments.store)
     publish(name for name in STUDIES if results_of(name).exists())
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from muonlab.cli.arguments import values
 from muonlab.records import Record
 from muonlab.records.record import json_text
 from muonlab.records.store import Store
+from muonlab.study.config import StudyConfig, validated
 
-__all__ = ["Results", "latest", "read", "write"]
+__all__ = ["Results", "asked", "latest", "read", "write"]
 
 
 class Evidence(Protocol):
@@ -23,7 +25,7 @@ class Evidence(Protocol):
     def record_keys(self) -> Collection[str]: ...
 
 
-E = TypeVar("E", bound=Evidence)
+E, C = TypeVar("E", bound=Evidence), TypeVar("C", bound=StudyConfig)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Results(Generic[E]):
     def core_minutes(self) -> float:
         """Of all steps, without evaluation."""
         return sum((record.step_seconds or 0.0) * record.spec.num_steps for record in self.records.values()) / 60
+
+
+def asked(path: Path, task: str, kind: type[C]) -> C:
+    """The config that a file of a study is, of a task."""
+    return validated({**values(path, {}, None, None, False), "task": task}, kind)
 
 
 def latest(store: Store, kind: str) -> str:

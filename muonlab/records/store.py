@@ -197,7 +197,7 @@ class Store:
 
     def _no_study(self) -> str:
         if runs := self.count():
-            return f"store {self.name} holds {runs} runs and no finished study: the command that made them goes on"
+            return f"store {self.name} holds no finished study ({runs} of its runs): the command that made them goes on"
         return f"store {self.name} holds no study yet: run one, such as `muonlab demo`"
 
     def studies(self) -> builtins.list[StudyRow]:
