@@ -71,9 +71,17 @@ def errors(dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:
             )
             square = multiply_add(a, alpha=1.0, beta=0.5)
             found[f"multiply, {name}, stride {a.stride()}"] = error(multiply(a, square), wide @ square.double())
+            for result in (product, square):
+                assert off_the_diagonal(result).equal(off_the_diagonal(result.mT))
         assert torch.equal(x, before)
-        assert product.equal(product.mT.contiguous()) or dtype != torch.float32 or device != "cpu"
     return found
+
+
+def off_the_diagonal(x: torch.Tensor) -> torch.Tensor:
+    """`x` without the tiles that are no copies of others: those are as symmetric as the processor's products are."""
+    n, tile = x.shape[-1], triton_symmetric._tiles(x.shape[-1], x.element_size())[0]
+    tiles = torch.arange(n, device=x.device) // tile
+    return x.masked_fill(tiles[:, None] == tiles, 0.0)
 
 
 def beyond_int32() -> float:
