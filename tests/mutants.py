@@ -81,6 +81,8 @@ MUTANTS = (
            'return {"lr": 1 / g.fan_in, "eps": 1 / g.fan_out}', PARAMETRIZATION),
     Mutant("an optimum drifts the other way", "muonlab/analyze/drift.py", "return self.limit - self.rate / width, half",
            "return self.limit + self.rate / width, half", "tests/test_doctests.py"),
+    Mutant("ranks end at once", "muonlab/train/ranks.py", "destroy_process_group()\n        settle()",
+           "destroy_process_group()", f"{TRAIN}/test_parallel.py"),
     Mutant("mean of weights lags a step", "muonlab/train/averaging.py", "(t + self.power))", "(t + 1 + self.power))",
            TRAIN),
     Mutant("last weights evaluated instead of the mean", "muonlab/train/averaging.py", "self._put(self.means)",

@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Self
@@ -15,9 +16,10 @@ from muonlab.optim.sharding import gradient_of, is_dtensor, local_of
 from muonlab.tasks.base import Task
 from muonlab.train.parallel import Parallel
 
-__all__ = ["Alone", "Ranks"]
+__all__ = ["Alone", "Ranks", "settle"]
 
 CLIP_EPS = 1e-6  # as in torch
+SETTLING_SECONDS = 0.2
 
 
 class Alone:
@@ -87,6 +89,7 @@ class Ranks(Alone):
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._started and kind is None:  # else others may be gone, and would be waited for
             self._distributed.destroy_process_group()
+        settle()
 
     def device(self, device_type: str) -> str:
         return f"cuda:{os.environ['LOCAL_RANK']}" if device_type == "cuda" else device_type
@@ -140,6 +143,16 @@ class Ranks(Alone):
         with answered():
             self._distributed.all_gather_object(found, value)
         return found
+
+
+def settle() -> None:
+    """Before a process ends that has made collectives on a CPU.
+
+    A thread of gloo drops the tensors of a collective some time after that is done, for which it needs the interpreter:
+    where the interpreter has begun to end by then, torch 2.13 aborts ("terminate called without an active exception"),
+    destroyed group or not.
+    """
+    time.sleep(SETTLING_SECONDS)
 
 
 def _num_shards(p: Tensor) -> int:

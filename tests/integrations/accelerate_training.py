@@ -12,6 +12,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import distributed, nn
 
+from muonlab.train.ranks import settle
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "optim"))
 from sharded_training import batch, error, model, optimizer, weights
 from sharded_training import train as train_plainly
@@ -92,3 +94,4 @@ def scenarios() -> Iterator[tuple[str, Any]]:
 if __name__ == "__main__":
     torch.save(dict(scenarios()), f"rank{RANK}.pt")
     distributed.destroy_process_group()
+    settle()

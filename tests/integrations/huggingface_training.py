@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, distributed, nn
 
 from muonlab.integrations.huggingface import OptimizerFactory
+from muonlab.train.ranks import settle
 
 transformers.logging.set_verbosity_error()
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -100,3 +101,4 @@ def scenarios() -> Iterator[tuple[str, Any]]:
 if __name__ == "__main__":
     torch.save(dict(scenarios()), f"rank{RANK}.pt")
     distributed.destroy_process_group()
+    settle()

@@ -19,6 +19,7 @@ from torch.distributed.tensor import Replicate, Shard
 
 import muonlab
 from muonlab.optim.sharding import layout_of
+from muonlab.train.ranks import settle
 
 sys.path.insert(0, str(Path(__file__).parent))
 import sharded_training as training
@@ -392,6 +393,7 @@ def main(suite: str, quick: bool, rank: int, number: int, folder: str) -> None:
     torch.save(found, FOLDER / f"{suite}-{number}-{rank}.pt")
     with contextlib.suppress(RuntimeError):
         distributed.destroy_process_group()
+    settle()
     if suite == "leave":
         os.kill(os.getpid(), signal.SIGKILL)  # threads of gloo wait for the rank that is gone
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 from muonlab.errors import UsageError
 from muonlab.tasks.synthetic import Synthetic
 from muonlab.train.checkpoint import Checkpoints
 from muonlab.train.loop import train
 from muonlab.train.parallel import Parallel
-from muonlab.train.ranks import Alone
+from muonlab.train.ranks import Alone, Ranks
 
 SCRIPT = Path(__file__).with_name("parallel_training.py")
 ROUNDING = 1e-6  # of a loss, relative
@@ -131,7 +133,7 @@ def test_many_go_on_from_the_checkpoint_of_one(alone, tmp_path):
         "store = distributed.FileStore(os.environ['RENDEZVOUS'], 2)\n"
         "distributed.init_process_group('gloo', store=store, rank=int(os.environ['RANK']), world_size=2)\n"
         "print(*runs.gone_on(runs.Ranks('fsdp', 'cpu', 60.0), Path(sys.argv[2]), 'muon'))\n"
-        "distributed.destroy_process_group()"
+        "distributed.destroy_process_group(); runs.settle()"
     )
     children = launch(["-c", command, str(SCRIPT.parent), str(tmp_path / "run")], 2, tmp_path, stdout=subprocess.PIPE)
     for child in children:
@@ -248,6 +250,25 @@ def test_torchrun_keeps_one_record_and_says_it_once(tmp_path):
     assert (first["environment"]["ranks"], first["environment"]["parallel"]) == (2, "fsdp")
     assert (first["runs_executed"], second["runs_executed"]) == (1, 0)
     assert first["final_loss"] == second["final_loss"]
+
+
+def test_other_threads_have_a_turn_before_ranks_end(monkeypatch):
+    """Those of gloo, which would abort if they came later."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    begun, had_turn, interval = threading.Event(), threading.Event(), sys.getswitchinterval()
+    waiting = threading.Thread(target=lambda: begun.wait() and had_turn.set())
+    waiting.start()
+    try:
+        with Ranks("ddp", "cpu", 60.0):
+            sys.setswitchinterval(60.0)  # no other thread's turn but in a pause of this one
+            begun.set()
+        assert had_turn.is_set()
+    finally:
+        sys.setswitchinterval(interval)
+        waiting.join()
+        distributed.destroy_process_group()
 
 
 @pytest.mark.dist
