@@ -66,10 +66,11 @@ batch: $(READY)  ## the batch studies of studies/batch*.toml, and their results 
 batch-page: $(READY)  ## docs/batch_results.md again, from studies/batch_results.json.gz
 	$(PYTHON) studies/batch.py
 
-features: $(READY)  ## the studies of studies/features_*.toml, and their pages; FASHION=fashion_mnist.npz for that one, too
+features: $(READY)  ## the studies of studies/features_*.toml, and pages; FASHION=fashion_mnist.npz and GPU=1 for those that want them
 	.venv/bin/muonlab features digits --config studies/features_digits.toml --store features.db
 	.venv/bin/muonlab features text --config studies/features_text.toml --store features.db
 	.venv/bin/muonlab features text --config studies/features_text_short.toml --store features.db
+	$(if $(GPU),.venv/bin/muonlab features text --config studies/features_text_wide.toml --store features.db --workers 14)
 	$(if $(FASHION),.venv/bin/muonlab features fashion-mnist --data $(FASHION) --config studies/features_fashion.toml --store features.db)
 	$(PYTHON) studies/features.py --store features.db
 

@@ -12,7 +12,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from results import Results, asked, read, write
+from results import Results, asked, found_in, read, write
 from writing import checks, interval, table
 
 from muonlab.analyze.batch import BatchFinding
@@ -48,9 +48,8 @@ def keep(url: str) -> None:
     """The studies that a store has, with their records; of tuning runs without curves."""
     kept = read(RESULTS) if RESULTS.exists() else {}
     with Store(url, read_only=True) as store:
-        known = {row.key for row in store.studies()}
         for name in STUDIES:
-            if (key := config_of(name).key) in known:
+            if (key := found_in(store, config_of(name), "batch")) is not None:
                 found = Results.of_store(store, key, BatchEvidence)
                 final = {key for point in found.evidence.points for key in point.cell.keys}
                 kept[name] = found.leaner(lambda one, final=final: lean(one, one.key in final)).to_dict()
@@ -83,7 +82,7 @@ def section(name: str, results: Results[BatchEvidence]) -> list[str]:
         f"**{finding.verdict}**",
         "",
         f"`studies/{name}.toml`: {finding.num_runs} runs, {show(finding.total_tokens, 'tokens')} tokens, "
-        f"{results.core_minutes:.0f} minutes of one core in all, {results.machine}.",
+        f"{results.time}, {results.machine}.",
         "",
         *([REMARKS[name], ""] if name in REMARKS else []),
         "### Token ratio",

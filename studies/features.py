@@ -3,6 +3,7 @@
 muonlab features digits --config studies/features_digits.toml --store features.db
 muonlab features text --config studies/features_text.toml --store features.db
 muonlab features text --config studies/features_text_short.toml --store features.db
+muonlab features text --config studies/features_text_wide.toml --store features.db --workers 14    # on a GPU
 muonlab features fashion-mnist --data FILE.npz --config studies/features_fashion.toml --store features.db
 python studies/features.py --store features.db     # also keeps the results in studies/features_*.json.gz
 python studies/features.py                         # writes the pages again, from the files alone
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from results import Results, asked, read, write
+from results import Results, asked, found_in, read, write
 from writing import checks, interval, sheet, table
 
 from muonlab.analyze.feature_looks import CONDITIONS
@@ -38,6 +39,7 @@ STUDIES = {  # of a file -> task, and what the page says it is
     "digits": ("digits", "a small vision transformer on 8 x 8 digits"),
     "text": ("text", "a small decoder on the sources of Python's standard library"),
     "text_short": ("text", "the same decoder, a quarter of the steps"),
+    "text_wide": ("text", "a decoder four times as wide"),
     "fashion": ("fashion-mnist", "a small convolutional network on Fashion-MNIST"),
 }
 DIGITS = 6  # of what is measured, as kept
@@ -52,13 +54,10 @@ def config_of(name: str) -> FeaturesConfig:
 
 
 def keep(url: str) -> None:
-    """Of each study the latest that a store has, wherever its data lay, with its records."""
+    """Of each study the latest that a store has, with its records."""
     with Store(url, read_only=True) as store:
-        saved = [store.study(row.key) for row in store.studies() if row.kind == "features"]
         for name in STUDIES:
-            config = config_of(name).model_dump(mode="json", exclude={"data"})
-            keys = (one.key for one in saved if config.items() <= one.config.items())
-            if (key := next(keys, None)) is not None:
+            if (key := found_in(store, config_of(name), "features")) is not None:
                 found = Results.of_store(store, key, FeaturesEvidence)
                 final = found.evidence.final_seeds
                 kept = found.leaner(lambda one, final=final: lean(one, one.spec.seed in final))
@@ -111,7 +110,7 @@ def page(name: str, finding: FeaturesFinding, results: Results[FeaturesEvidence]
         f"**{finding.verdict}**",
         "",
         f"`studies/features_{name}.toml`: {finding.num_runs} runs, {show(finding.total_tokens, 'tokens')} tokens, "
-        f"{results.core_minutes:.0f} minutes of one core in all without looks, {results.machine}. "
+        f"{results.time}, looks aside, {results.machine}. "
         f"Final runs on seeds {', '.join(map(str, finding.final_seeds))}, {show(finding.horizon_tokens, 'tokens')} "
         f"{'tokens' if finding.task == 'text' else 'images'} each.",
         "",
@@ -135,10 +134,10 @@ def page(name: str, finding: FeaturesFinding, results: Results[FeaturesEvidence]
     return "\n".join([*lines, "## Checks", "", *checks(finding.checks)])
 
 
-def overview(found: Mapping[str, FeaturesFinding]) -> str:
+def overview(found: Mapping[str, FeaturesFinding], num_params: Mapping[str, int]) -> str:
     """What held, in all studies beside each other."""
     sizes = (
-        f"* `{name}`, [{STUDIES[name][1]}](features_results_{name}.md): "
+        f"* `{name}`, [{STUDIES[name][1]}](features_results_{name}.md): {show(num_params[name], 'tokens')} parameters, "
         f"{finding.num_runs} runs; final ones on {plural(len(finding.final_seeds), 'seed')}, "
         f"{show(finding.horizon_tokens, 'tokens')} {'tokens' if finding.task == 'text' else 'images'} each."
         for name, finding in found.items()
@@ -148,7 +147,7 @@ def overview(found: Mapping[str, FeaturesFinding]) -> str:
         "",
         "Written by `python studies/features.py` from the files of the studies. The claims are those of",
         '"Muon Learns More Robust and Transferable Features than Adam" as its abstract makes them; the',
-        "[definitions](features.md) are ours, the models tiny, so this neither reproduces nor refutes the paper.",
+        "[definitions](features.md) are ours, the models small, so this neither reproduces nor refutes the paper.",
         "",
         *sizes,
         "",
@@ -278,15 +277,15 @@ def difference(one: Effect, kind: str = ".4f") -> str:
 
 
 def publish(names: Iterable[str]) -> None:
-    found = {}
+    found, num_params = {}, {}
     for name in names:
         finding, results = kept(name)
-        found[name] = finding
+        found[name], num_params[name] = finding, results.num_params
         (DOCS / f"features_results_{name}.md").write_text(page(name, finding, results))
         legend = marks(looks_of(finding.optimizers, finding.baseline))
         for what, (_, drawings) in figures(finding).items():
             (DOCS / f"features_results_{name}_{what}.svg").write_text(sheet(drawings, legend))
-    (DOCS / "features_results.md").write_text(overview(found))
+    (DOCS / "features_results.md").write_text(overview(found, num_params))
 
 
 def main() -> None:

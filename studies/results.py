@@ -13,7 +13,7 @@ from muonlab.records.record import json_text
 from muonlab.records.store import Store
 from muonlab.study.config import StudyConfig, validated
 
-__all__ = ["Results", "asked", "latest", "read", "write"]
+__all__ = ["Results", "asked", "found_in", "latest", "read", "write"]
 
 
 class Evidence(Protocol):
@@ -62,14 +62,28 @@ class Results(Generic[E]):
         return f"{self.created[:10]}, {cpu}, torch {run.spec.torch}, {run.spec.precision}"
 
     @property
-    def core_minutes(self) -> float:
+    def num_params(self) -> int:
+        """Of the model of its first run."""
+        return sum(next(iter(self.records.values())).params.values())
+
+    @property
+    def time(self) -> str:
         """Of all steps, without evaluation."""
-        return sum((record.step_seconds or 0.0) * record.spec.num_steps for record in self.records.values()) / 60
+        minutes = sum((record.step_seconds or 0.0) * record.spec.num_steps for record in self.records.values()) / 60
+        shared = next(iter(self.records.values())).spec.device != "cpu"
+        return f"{minutes:.0f} minutes of " + ("runs that shared a GPU" if shared else "one core in all")
 
 
 def asked(path: Path, task: str, kind: type[C]) -> C:
-    """The config that a file of a study is, of a task."""
-    return validated({**values(path, {}, None, None, False), "task": task}, kind)
+    """The config that a file of a study is, of a task; the device, which this machine may not have, is left open."""
+    return validated({**values(path, {"device": "cpu"}, None, None, False), "task": task}, kind)
+
+
+def found_in(store: Store, config: StudyConfig, kind: str) -> str | None:
+    """The key of the latest study of that kind with that config, wherever its data lay and whatever it ran on."""
+    wanted = config.model_dump(mode="json", exclude={"data", "device"})
+    saved = (store.study(row.key) for row in store.studies() if row.kind == kind)
+    return next((one.key for one in saved if wanted.items() <= one.config.items()), None)
 
 
 def latest(store: Store, kind: str) -> str:

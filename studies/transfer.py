@@ -190,7 +190,7 @@ def page(finding: TransferFinding, results: Results[TransferEvidence]) -> str:
         f"**{finding.verdict}**",
         "",
         f"`studies/transfer.toml`: {finding.num_runs} runs, {finding.num_failed} failed, "
-        f"{show(finding.total_tokens, 'tokens')} tokens, {results.core_minutes:.0f} minutes of one core in all, "
+        f"{show(finding.total_tokens, 'tokens')} tokens, {results.time}, "
         f"{results.machine}.",
         "",
     ]

@@ -71,7 +71,9 @@ StoreUrl = Annotated[
     typer.Option("--store", metavar="URL", envvar="MUONLAB_STORE", help="SQLite file or postgresql:// URL."),
 ]
 Artifacts = Annotated[Path, typer.Option("--artifacts", metavar="DIR", help="Folder for the checkpoints of long runs.")]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Runs at a time; 0 = one per core.", show_default=False)]
+Workers = Annotated[
+    int, typer.Option("--workers", min=0, help="Runs at a time; 0 = one per core; on a GPU, one.", show_default=False)
+]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of each run.")]
 Device = Annotated[
     str | None,
