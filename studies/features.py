@@ -208,7 +208,10 @@ def robustness(finding: FeaturesFinding) -> list[str]:
         if row.drop_effect:
             one = ratios[row.optimizer, row.at]
             cells += [pair(row.accuracy, row.baseline_accuracy, "share"), pair(row.drop, row.baseline_drop, "share")]
-            cells += [difference(row.drop_effect, ".1%"), f"{show(one.ratio, 'ratio')}, {one.effect.judgement}"]
+            cells += [
+                difference(row.drop_effect, ".1%"),
+                f"{show(one.ratio, 'ratio')} {interval(one.low, one.high)} {one.effect.judgement}",
+            ]
         body.append(cells)
     heads = ["", "where", f"rise, it / {finding.baseline}", "difference"]
     if finding.errors:

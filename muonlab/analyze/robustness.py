@@ -54,6 +54,8 @@ class CorruptionError:
     optimizer: str
     at: Condition
     ratio: float | None  # mean over seeds
+    low: float | None  # 95 % interval of it
+    high: float | None
     effect: Effect  # of the ratio over 1
 
 
@@ -77,9 +79,9 @@ def corruption_error(optimizer: str, at: Condition, pairs: Pairs) -> CorruptionE
         return None
     found = {seed: _error_ratio(*pair, places) for seed, pair in pairs.items()}
     known = {seed: ratio for seed, ratio in found.items() if ratio is not None}
-    row = CorruptionError(
-        optimizer=optimizer, at=at, ratio=mean_of(known.values()), effect=effect(known, dict.fromkeys(known, 1.0))
-    )
+    above = effect(known, dict.fromkeys(known, 1.0))
+    low, high = (None if end is None else 1 + end for end in (above.low, above.high))
+    row = CorruptionError(optimizer=optimizer, at=at, ratio=mean_of(known.values()), low=low, high=high, effect=above)
     return judged([row])[0]
 
 

@@ -126,11 +126,10 @@ def _accuracy(finding: FeaturesFinding) -> RenderableType:
         both = (f"{show(own, 'share')} / {show(base, 'share')}"
                 for own, base in ((row.accuracy, row.baseline_accuracy), (row.drop, row.baseline_drop)))  # fmt: skip
         one, ratio = row.drop_effect, ratios[row.optimizer, row.at]
-        ends = interval(*(None if end is None else 1 + end for end in (ratio.effect.low, ratio.effect.high)))
         table.add_row(
             cell(row.optimizer), WHERE[row.at], *both,
             cell(f"{show(one.difference, 'points')}\n{interval(one.low, one.high, 'points')}\n{one.judgement}"),
-            cell(f"{show(ratio.ratio, 'ratio')}\n{ends}\n{ratio.effect.judgement}"),
+            cell(f"{show(ratio.ratio, 'ratio')}\n{interval(ratio.low, ratio.high)}\n{ratio.effect.judgement}"),
         )  # fmt: skip
     return table
 

@@ -30,6 +30,7 @@ def test_the_error_is_a_mean_over_corruptions_of_ratios_of_sums_over_severities(
     found = corruption_error("muon", "loss", pairs)
     assert found.ratio == pytest.approx(((0.2 + 0.4) / (0.4 + 0.6) + (0.5 + 0.5) / (0.2 + 0.3)) / 2)
     assert found.effect.difference == pytest.approx(found.ratio - 1)
+    assert (found.low, found.high) == pytest.approx((1 + found.effect.low, 1 + found.effect.high))
     perfect = {0: (looks(0.9, 0.8, 0.6, 0.5, 0.5), looks(1.0, 1.0, 1.0, 0.8, 0.7))}
     assert corruption_error("muon", "loss", perfect).ratio is None
 

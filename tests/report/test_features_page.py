@@ -61,7 +61,7 @@ def test_the_finding_is_all_there() -> None:
     for i in range(len(finding.cka)):
         assert {f"cka[{i}].{spread}.mean" for spread in features_page.SPREADS} <= names
     assert {f"claims[{i}].detail" for i in range(len(finding.claims))} <= names
-    assert {f"errors[{i}].ratio" for i in range(len(finding.errors))} <= names
+    assert {f"errors[{i}].{end}" for i in range(len(finding.errors)) for end in ("ratio", "low", "high")} <= names
     assert {"verdict", "num_runs", "num_failed", "total_tokens", "fractions.muon.adamw"} <= names
 
 
