@@ -88,7 +88,10 @@ class RunSpec:
             if not least <= value < 2**63:
                 raise UsageError(f"{name} must be at least {least} and below 2^63, got {value}")
         if self.batch_tokens > self.horizon_tokens:
-            raise UsageError(f"batch_tokens {self.batch_tokens} exceeds horizon_tokens {self.horizon_tokens}")
+            raise UsageError(
+                f"batch_tokens {self.batch_tokens} exceeds horizon_tokens {self.horizon_tokens}: lower --batch-tokens "
+                "or raise --tokens"
+            )
         if self.micro_batch_tokens and self.batch_tokens % self.micro_batch_tokens:
             raise UsageError(
                 f"micro_batch_tokens {self.micro_batch_tokens} must divide batch_tokens {self.batch_tokens}"

@@ -118,7 +118,7 @@ def plan_feature_transfer(config: FeaturesConfig, pretrained: Mapping[str, RunSp
     if tokens // config.batch_tokens < MIN_STEPS:
         raise UsageError(
             f"{tokens} tokens of fine-tuning are fewer than {MIN_STEPS} steps of {config.batch_tokens}: "
-            "raise --transfer-tokens, or lower batch_tokens"
+            "raise --transfer-tokens, or lower --batch-tokens"
         )
     shared = {name: getattr(config, name) for name in StudyConfig.model_fields if name not in ("task", "data")}
     asked = {

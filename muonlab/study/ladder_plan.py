@@ -166,7 +166,7 @@ def _check_length(size: str, ratio: float, tokens: int, batch_tokens: int) -> No
     if tokens // batch_tokens < MIN_STEPS:
         raise UsageError(
             f"size {size} at ratio {ratio:g} is {tokens:,} tokens, fewer than {MIN_STEPS} steps of {batch_tokens:,}: "
-            "raise the ratio, or lower batch_tokens"
+            "raise the ratio, or lower --batch-tokens"
         )
 
 

@@ -163,7 +163,10 @@ def check_cap(spaces: Mapping[str, Sequence[Hyperparameter]], tuning: TuningRule
     for name, space in spaces.items():
         least = len({*space[0].grid, space[0].default}) * tuning.first_seeds
         if least > tuning.max_runs:
-            raise UsageError(f"max_runs {tuning.max_runs} is below the {least} runs of the first sweep of {name}'s lr")
+            raise UsageError(
+                f"max_runs {tuning.max_runs} is below the {least} runs of the first sweep of {name}'s lr: "
+                "raise --max-runs"
+            )
 
 
 def tuning_rules(config: StudyConfig) -> TuningRules:
@@ -290,7 +293,7 @@ def _check_batch(spec: RunSpec, task: tasks.Task) -> None:
     if spec.num_steps < MIN_STEPS:
         raise UsageError(
             f"horizon_tokens {spec.horizon_tokens} is only {spec.num_steps} steps: raise it (--tokens) to at least "
-            f"{MIN_STEPS * spec.batch_tokens}, {MIN_STEPS} steps, or lower batch_tokens"
+            f"{MIN_STEPS * spec.batch_tokens}, {MIN_STEPS} steps, or lower --batch-tokens"
         )
     if hasattr(task, "check"):
         task.check(spec.batch_tokens // unit)

@@ -91,7 +91,10 @@ class _Search:
         name, old = coordinate.name, self.theta[coordinate.name]
         smallest = len(self.grids[name]) * self.rules.first_seeds
         if smallest > self.rules.max_runs:
-            raise UsageError(f"max_runs {self.rules.max_runs} is below the {smallest} runs of the first {name} sweep")
+            raise UsageError(
+                f"max_runs {self.rules.max_runs} is below the {smallest} runs of the first {name} sweep: "
+                "raise --max-runs"
+            )
         yield from self._measure(name, self.grids[name])
         reason = "argmin of seed means over the whole grid"
         while True:

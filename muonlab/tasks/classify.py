@@ -142,7 +142,7 @@ class ImageClassification(ABC):
         """Raises UsageError if one batch is larger than the training set."""
         held = len(self.images.train.images)
         if batch_samples > held:
-            raise UsageError(f"a batch of {batch_samples} images exceeds the {held} to train on: lower batch_tokens")
+            raise UsageError(f"a batch of {batch_samples} images exceeds the {held} to train on: lower --batch-tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,7 +168,7 @@ class NextToken(ABC):
         """Raises UsageError if one batch is larger than the training split."""
         held, wanted = sum(len(shard.tokens) for shard in self.corpus.train), batch_samples * self.seq_len
         if wanted > held:
-            raise UsageError(f"a batch of {wanted} tokens exceeds the training split of {held}: lower batch_tokens")
+            raise UsageError(f"a batch of {wanted} tokens exceeds the training split of {held}: lower --batch-tokens")
 
     def _cut(self, shards: tuple[Shard, ...], which: np.ndarray, offsets: np.ndarray) -> Tensor:
         """The windows of `seq_len + 1` tokens at some places: (len(which), seq_len + 1) int64."""

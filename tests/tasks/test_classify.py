@@ -162,7 +162,7 @@ def test_a_study_of_digits_takes_what_suits_digits():
 
 def test_a_batch_larger_than_the_training_set_is_refused(digits):
     digits.check(1297)
-    with pytest.raises(UsageError, match="a batch of 1298 images exceeds the 1297 to train on: lower batch_tokens"):
+    with pytest.raises(UsageError, match="a batch of 1298 images exceeds the 1297 to train on: lower --batch-tokens"):
         digits.check(1298)
 
 

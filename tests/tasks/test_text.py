@@ -290,7 +290,7 @@ def test_text_that_is_missing_short_or_no_text(tmp_path):
 def test_check_refuses_a_batch_larger_than_the_corpus(tmp_path):
     task = Text(**SMALL, data=(write(tmp_path / "a.txt", "x" * 100),))
     task.check(11)
-    with pytest.raises(UsageError, match="a batch of 96 tokens exceeds the training split of 90: lower batch_tokens"):
+    with pytest.raises(UsageError, match="a batch of 96 tokens exceeds the training split of 90: lower --batch-tokens"):
         task.check(12)
 
 
