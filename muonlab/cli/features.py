@@ -122,8 +122,6 @@ def features(
     _set_second(chosen, transfer_set or ())
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
     run("features", chosen, laboratory, out or Path("muonlab-features.html"), json, dry_run)
-    if dry_run and not json:
-        print("Looks at layers and at corrupted inputs, in final runs, come on top.")
 
 
 def _set_second(chosen: dict[str, Any], texts: Sequence[str]) -> None:

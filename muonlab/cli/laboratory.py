@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,15 @@ class Laboratory:
         """As asked; else one per core, or a single one on a GPU, which runs would only share."""
         cores = max(1, (os.cpu_count() or 1) // self.threads)
         return self.workers or (cores if self.device == "cpu" else 1)
+
+    def has_study(self, key: str) -> bool:
+        """Whether the store, where there is one, has that study with its result."""
+        from muonlab.records.database import StoreError
+        from muonlab.records.store import Store
+
+        with suppress(StoreError), Store(self.store_url, read_only=True) as store:
+            return any(row.key == key for row in store.studies())
+        return False
 
     def run(
         self, protocol: Any, expected_tokens: float, watch: Any = None, executor: Any = None

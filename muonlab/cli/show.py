@@ -177,13 +177,14 @@ def show_tuning(result: Any, records: Any, starts: Any, json: bool) -> None:
     print_parts(tuning_table(result, loss, starts=starts))
 
 
-def show_price(price: Any, num_workers: int, json: bool) -> None:
-    """What a study would take, by the time of a few steps of each kind of run."""
-    from muonlab.train.price import estimate_seconds
+def show_price(price: Any, num_workers: int, json: bool, *, is_done: bool = False) -> None:
+    """What a study takes from an empty store on, by the time of a few steps of each kind of run."""
+    from muonlab.train.price import estimate_seconds, look_seconds
 
     try:
         with users_code():
             rates = [estimate_seconds(part.spec) / part.spec.horizon_tokens / num_workers for part in price.parts]
+            looks = price.looks.number * look_seconds(price.looks.spec) / num_workers if price.looks else 0.0
     except UsageError:
         raise
     except Exception as error:
@@ -192,11 +193,14 @@ def show_price(price: Any, num_workers: int, json: bool) -> None:
         "runs": {"least": price.least_runs, "most": price.most_runs},
         "tokens": {"least": int(price.least_tokens), "most": int(price.most_tokens)},
         "seconds": {
-            "least": _seconds(rates, [p.least_tokens for p in price.parts], price.least_runs, num_workers),
-            "most": _seconds(rates, [p.most_tokens for p in price.parts], price.most_runs, num_workers),
+            "least": _seconds(rates, [p.least_tokens for p in price.parts], price.least_runs, num_workers, looks),
+            "most": _seconds(rates, [p.most_tokens for p in price.parts], price.most_runs, num_workers, looks),
         },
         "workers": num_workers,
+        "is_done": is_done,
     }
+    if price.looks:
+        document["looks"] = {"number": price.looks.number, "seconds": round(looks)}
     if price.check:
         parts, runs = price.check.parts, price.check.least_runs
         seconds = _seconds(rates[: len(parts)], [part.least_tokens for part in parts], runs, num_workers)
@@ -210,12 +214,17 @@ def show_price(price: Any, num_workers: int, json: bool) -> None:
         print(f"{name:8} {least:>16} to at most {most}" + (f", with {num_workers} workers" if not text else ""))
     if price.check:
         print(f"Of that, the coordinate check: {runs:,} runs, {tokens:,} tokens, {_duration(seconds)}.")
-    print("The first figure is a tuning without extended grids or added seeds.\nWhat the store already has is not run.")
+    if price.looks:
+        print(f"Of that, {price.looks.number:,} looks at layers and at corrupted inputs: {_duration(looks)}.")
+    print("The first figure is a tuning without extended grids or added seeds.")
+    print("The store has this study: the command would run nothing." if is_done else "What the store has is not run.")
 
 
-def _seconds(rates: Sequence[float], tokens: Sequence[float], num_runs: int, num_workers: int) -> int:
+def _seconds(
+    rates: Sequence[float], tokens: Sequence[float], num_runs: int, num_workers: int, looks: float = 0.0
+) -> int:
     training = sum(rate * count for rate, count in zip(rates, tokens, strict=True))
-    return round(training + num_runs * RUN_SECONDS / num_workers)
+    return round(training + looks + num_runs * RUN_SECONDS / num_workers)
 
 
 def _duration(seconds: float) -> str:

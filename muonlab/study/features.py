@@ -13,7 +13,7 @@ from muonlab.records.watch import Watch
 from muonlab.study.config import ComparisonConfig, FeaturesConfig, StudyConfig, validated
 from muonlab.study.feature_transfer import Target, feature_transfer, named_with_data, plan_feature_transfer
 from muonlab.study.plan import OptimizersPlan, base_specs, check_cap, check_tunable, named, tuning_rules
-from muonlab.study.price import Part, Price, num_configurations
+from muonlab.study.price import Looks, Part, Price, num_configurations
 from muonlab.study.protocol import Protocol, gather
 from muonlab.study.space import coordinates
 from muonlab.study.tune import TuningRules, tune
@@ -106,7 +106,8 @@ class FeaturesPlan(OptimizersPlan):
         ]
         parts += self.target.parts(self.bases, len(self.final_seeds)) if self.target else []
         fewest, most_runs = (sum(part[i] for part in parts) for i in (0, 1))
-        return Price(fewest, most_runs, tuple(part for _, _, part in parts))
+        looks = Looks(next(iter(self.bases.values())), self.looks * finals * len(self.bases))
+        return Price(fewest, most_runs, tuple(part for _, _, part in parts), looks=looks)
 
 
 def plan_features(config: FeaturesConfig) -> FeaturesPlan:

@@ -7,7 +7,7 @@ from muonlab.optim.rule import Hyperparameter
 from muonlab.records import RunSpec
 from muonlab.study.tune import EXHAUSTIVE_GRID
 
-__all__ = ["Part", "Price", "num_configurations"]
+__all__ = ["Looks", "Part", "Price", "num_configurations"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,14 @@ class Part:
     spec: RunSpec
     least_tokens: float
     most_tokens: float
+
+
+@dataclass(frozen=True)
+class Looks:
+    """At layers and at corrupted inputs of a model of `spec`, during final runs."""
+
+    spec: RunSpec
+    number: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Price:
     most_runs: int
     parts: tuple[Part, ...]
     check: "Price | None" = None  # of the coordinate check before it, whose parts come first
+    looks: Looks | None = None
 
     @property
     def least_tokens(self) -> float:

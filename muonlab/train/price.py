@@ -1,7 +1,8 @@
 """What a run will take, from a moment of it: for a study that has not been started."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -9,9 +10,11 @@ import torch
 from muonlab.optim import catalog as optimizers
 from muonlab.records import RunSpec
 from muonlab.tasks import catalog as tasks
+from muonlab.tasks.base import Task
 from muonlab.train.batches import to_device
+from muonlab.train.feature_probes import FeatureProbe
 
-__all__ = ["Prices", "estimate_seconds", "timed"]
+__all__ = ["Prices", "estimate_seconds", "look_seconds", "timed"]
 
 TRIAL_TOKENS = 2048  # of the batch that is timed; the rest of a batch is taken to cost in proportion
 MIN_REPEATS, TRIAL_SECONDS = 2, 0.2
@@ -33,11 +36,8 @@ def timed(spec: RunSpec) -> Prices:
 
     Eager and in fp32, whatever the spec says. A few seconds at most, unless one sample takes longer.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        task = tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
-        model = task.build().to(spec.device)
+    with _one_thread():
+        task, model = _built(spec)
         cls = optimizers.get(spec.optimizer, spec.optimizer_source)
         optimizer = optimizers.build(cls, model, tasks.roles_of(task, model), spec.hyperparameters)
         samples = max(1, min(spec.batch_tokens, TRIAL_TOKENS) // task.tokens_per_sample)
@@ -52,11 +52,30 @@ def timed(spec: RunSpec) -> Prices:
         step = _seconds(optimizer.step)
         share = spec.batch_tokens / (samples * task.tokens_per_sample)
         return Prices(gradient * share + step, _evaluation_seconds(task, model, spec))
+
+
+def look_seconds(spec: RunSpec) -> float:
+    """One look at the layers and at corrupted inputs of a model that has learned nothing, with one thread."""
+    with _one_thread():
+        return _seconds(FeatureProbe(*_built(spec)).measure)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _evaluation_seconds(task: tasks.Task, model: torch.nn.Module, spec: RunSpec) -> float:
+def _built(spec: RunSpec) -> tuple[Task, torch.nn.Module]:
+    task = tasks.resolve(spec.task, spec.task_options, spec.data, spec.source)
+    return task, task.build().to(spec.device)
+
+
+def _evaluation_seconds(task: Task, model: torch.nn.Module, spec: RunSpec) -> float:
     """From the first held-out batch, in proportion to the weights of all."""
     sizes: list[float] = []
     first = 0.0

@@ -22,6 +22,7 @@ def test_a_small_study_from_runs_to_report(program, tiny) -> None:
     assert '<table class="checks">' in (program.folder / first["report"]).read_text()
     assert {row["layer"] for row in first["cka"]} == {"blocks.0"} and not first["errors"] and first["verdict"]
     assert price["runs"]["least"] <= first["runs_executed"] <= price["runs"]["most"]
+    assert price["looks"]["number"] == 4 * 2 * 3 * 2 and not price["is_done"]
     assert {row["layer"] for row in first["layers"]} == {"blocks.0"}
     assert first["baseline"] == "adamw" and {claim["optimizer"] for claim in first["claims"]} == {"muon"}
     assert {row["corruption"] for row in first["corruptions"]} == {"swap", "keyboard", "mask"}
@@ -29,6 +30,9 @@ def test_a_small_study_from_runs_to_report(program, tiny) -> None:
     assert {"claim", "held", "detail"} <= first["claims"][0].keys() and first["transfer"] == []
     again = program(*arguments, "--json").json
     assert again.pop("runs_executed") == 0 and first.pop("runs_executed") and again == first
+    assert program(*arguments, "--dry-run", "--json").json["is_done"]
+    priced = program(*arguments, "--dry-run").out
+    assert "Of that, 48 looks" in priced and "The store has this study: the command would run nothing." in priced
     shown = program("report").out
     assert "is it so here?" in shown and "Rise of the loss" in shown
 
