@@ -8,7 +8,7 @@ from typing import Any
 
 from muonlab.cli.arguments import check_out, command_line
 from muonlab.cli.laboratory import Laboratory, users_code
-from muonlab.cli.show import show_batch, show_comparison, show_features, show_ladder, show_price, show_transfer
+from muonlab.cli.show import show_finding, show_price
 from muonlab.errors import UsageError
 
 __all__ = ["KINDS", "asked", "conclude_and_show", "evidence_of", "keep", "planned", "run"]
@@ -18,13 +18,12 @@ KINDS = ("comparison", "ladder", "batch", "transfer", "features")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of study: how it is asked for, planned, kept, concluded and shown."""
+    """A kind of study: how it is asked for, planned, kept and concluded."""
 
     config: Any
     plan: Callable[[Any], Any]
     evidence: Any
     conclude: Callable[[Any, Any], Any]
-    show: Callable[..., None]
 
 
 def kind_of(name: str) -> Kind:
@@ -45,18 +44,14 @@ def kind_of(name: str) -> Kind:
     )  # fmt: skip
 
     kinds = {
-        "comparison": (config.ComparisonConfig, plan.plan_comparison, of.Evidence, fairness.conclude, show_comparison),
-        "ladder": (
-            config.LadderConfig, ladder_plan.plan_ladder, of.LadderEvidence, fairness.conclude_ladder, show_ladder,
-        ),
-        "batch": (config.BatchConfig, batch_plan.plan_batch, of.BatchEvidence, fairness.conclude_batch, show_batch),
+        "comparison": (config.ComparisonConfig, plan.plan_comparison, of.Evidence, fairness.conclude),
+        "ladder": (config.LadderConfig, ladder_plan.plan_ladder, of.LadderEvidence, fairness.conclude_ladder),
+        "batch": (config.BatchConfig, batch_plan.plan_batch, of.BatchEvidence, fairness.conclude_batch),
         "transfer": (
             config.TransferConfig, transfer_plan.plan_transfer, TransferEvidence, transfer_fairness.conclude_transfer,
-            show_transfer,
         ),
         "features": (
             config.FeaturesConfig, features.plan_features, FeaturesEvidence, features_fairness.conclude_features,
-            show_features,
         ),
     }  # fmt: skip
     return Kind(*kinds[name])
@@ -121,5 +116,5 @@ def conclude_and_show(
     **more: Any,
 ) -> None:  # fmt: skip
     """The finding as tables or JSON, with `more` at the top of the document, and as a page."""
-    what = kind_of(kind)
-    what.show(what.conclude(evidence, records), executed, out, created, command, json, **more)
+    finding = kind_of(kind).conclude(evidence, records)
+    show_finding(kind, finding, executed, out, created, command, json, **more)

@@ -11,7 +11,7 @@ import typer
 from muonlab.cli import options as opt
 from muonlab.cli.arguments import check_out, command_line, count
 from muonlab.cli.laboratory import print_json
-from muonlab.cli.show import print_parts, show_comparison
+from muonlab.cli.show import print_parts, show_finding
 from muonlab.cli.tables import Baseline, Column, NoiseNats, Runs, Settings, Where, chosen, read_runs
 from muonlab.errors import UsageError, unknown
 
@@ -108,7 +108,7 @@ def compare_table(
     finding = compare_runs(runs, baseline or first, noise_nats=noise, margin_nats=margin)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     check_out(out)
-    show_comparison(finding, 0, out, created, command_line(), json)
+    show_finding("comparison", finding, 0, out, created, command_line(), json)
 
 
 def _place(text: str) -> Any:

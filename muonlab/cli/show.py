@@ -1,7 +1,7 @@
 """Showing what a study gave: a table or JSON on stdout, a page in a file."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,7 @@ from typing import Any
 from muonlab.cli.laboratory import print_json, users_code
 from muonlab.errors import UsageError
 
-__all__ = [
-    "print_parts", "show_batch", "show_comparison", "show_features", "show_ladder", "show_price", "show_record",
-    "show_transfer",
-    "show_tuning",
-]  # fmt: skip
+__all__ = ["print_parts", "show_finding", "show_price", "show_record", "show_tuning"]
 
 RUN_SECONDS = 0.1  # a run's process and the reading of its data, beside the training (benchmarks/overhead.py)
 
@@ -36,108 +32,66 @@ def show_record(record: Any, json: bool, **more: Any) -> None:
     print_parts([*record_table(record), *probe_table(record)])
 
 
-def show_comparison(
-    finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any
+def show_finding(
+    kind: str, finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any
 ) -> None:
     """The page in a file, and the finding as tables or as one JSON document with `more` on top."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it has much to say of a HOME that can't be written
     from muonlab.report import page
 
-    _quieten()
-    page.write(out, page.render(finding, created=created, command=command))
+    render, tables, document = _shown(kind)
+    page.write(out, render(finding, created=created, command=command))
     if json:
-        return print_json({**more, **_summary(finding, executed, out)})
-    from muonlab.report.tables import comparison_table
-
-    print_parts(comparison_table(finding))
-    _say_where(executed, out)
+        return print_json({**more, "runs_executed": executed, "report": str(out), **document(finding)})
+    print_parts(tables(finding))
+    print(f"\n{executed} runs executed. Report: {out}")
 
 
-def show_ladder(finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any) -> None:
-    """The page in a file, and the finding as tables or as one JSON document with `more` on top."""
-    from muonlab.report import ladder_page, page
+def _shown(kind: str) -> tuple[Callable[..., str], Callable[[Any], Any], Callable[[Any], dict[str, Any]]]:
+    """What makes a page, tables and a document of the finding of a study of that kind."""
+    from muonlab.report import (
+        batch,
+        batch_page,
+        features,
+        features_page,
+        ladder,
+        ladder_page,
+        page,
+        tables,
+        transfer,
+        transfer_page,
+    )
 
-    _quieten()
-    page.write(out, ladder_page.render(finding, created=created, command=command))
-    if json:
-        return print_json({**more, "runs_executed": executed, "report": str(out), **asdict(finding)})
-    from muonlab.report.ladder import ladder_table
-
-    print_parts(ladder_table(finding))
-    _say_where(executed, out)
-
-
-def show_batch(finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any) -> None:
-    """The page in a file, and the finding as tables or as one JSON document with `more` on top."""
-    from muonlab.report import batch_page, page
-
-    _quieten()
-    page.write(out, batch_page.render(finding, created=created, command=command))
-    if json:
-        document = {"runs_executed": executed, "report": str(out), **asdict(finding)}
-        return print_json({**more, **document, "critical_batch": _critical_batch(finding)})
-    from muonlab.report.batch import batch_table
-
-    print_parts(batch_table(finding))
-    _say_where(executed, out)
+    return {
+        "comparison": (page.render, tables.comparison_table, _summary),
+        "ladder": (ladder_page.render, ladder.ladder_table, asdict),
+        "batch": (batch_page.render, batch.batch_table, _batch),
+        "features": (features_page.render, features.features_table, asdict),
+        "transfer": (transfer_page.render, transfer.transfer_table, _transfer),
+    }[kind]
 
 
-def show_features(finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any) -> None:
-    """The page in a file, and the finding as tables or as one JSON document with `more` on top."""
-    from muonlab.report import features_page, page
-
-    _quieten()
-    page.write(out, features_page.render(finding, created=created, command=command))
-    if json:
-        return print_json({**more, "runs_executed": executed, "report": str(out), **asdict(finding)})
-    from muonlab.report.features import features_table
-
-    print_parts(features_table(finding))
-    _say_where(executed, out)
-
-
-def show_transfer(finding: Any, executed: int, out: Path, created: str, command: str, json: bool, **more: Any) -> None:
-    """The page in a file, and the finding as tables or as one JSON document with `more` on top."""
-    from muonlab.report import page, transfer_page
-
-    _quieten()
-    page.write(out, transfer_page.render(finding, created=created, command=command))
-    if json:
-        document = {"runs_executed": executed, "report": str(out), **asdict(finding)}
-        return print_json({**more, **document, **_by_arm(finding)})
-    from muonlab.report.transfer import transfer_table
-
-    print_parts(transfer_table(finding))
-    _say_where(executed, out)
-
-
-def _by_arm(finding: Any) -> dict[str, Any]:
-    """The documented keys of a transfer study, each with an entry for every arm."""
+def _transfer(finding: Any) -> dict[str, Any]:
+    """With the documented keys of a transfer study, each with an entry for every arm."""
     drifts: dict[str, dict[str, Any]] = {arm.name: {} for arm in finding.arms}
     for one in finding.drifts:
         drifts[one.arm][one.hyperparameter] = asdict(one)
-    return {
+    return asdict(finding) | {
         "best": {arm.name: dict(arm.best) for arm in finding.arms},
         "drift": drifts,
         "slopes": {one.arm: asdict(one) for one in finding.slopes},
     }
 
 
-def _critical_batch(finding: Any) -> dict[str, Any]:
-    """By optimizer, at the hardest target that all reached."""
+def _batch(finding: Any) -> dict[str, Any]:
+    """With critical batches by optimizer, at the hardest target that all reached."""
     estimators = ("overhead", "doubling", "sfo", "noise_scale", "nuclear_noise_scale")
     own = [one for one in finding.critical if one.target == finding.hardest]
-    return {one.optimizer: {"target": one.target} | {e: asdict(getattr(one, e)) for e in estimators} for one in own}
+    critical = {one.optimizer: {"target": one.target} | {e: asdict(getattr(one, e)) for e in estimators} for one in own}
+    return asdict(finding) | {"critical_batch": critical}
 
 
-def _quieten() -> None:
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it has much to say of a HOME that can't be written
-
-
-def _say_where(executed: int, out: Path) -> None:
-    print(f"\n{executed} runs executed. Report: {out}")
-
-
-def _summary(finding: Any, executed: int, out: Path) -> dict[str, Any]:
+def _summary(finding: Any) -> dict[str, Any]:
     """The documented keys of `--json`, from the finding's fields alone."""
     optimizers = {
         name: {
@@ -150,8 +104,6 @@ def _summary(finding: Any, executed: int, out: Path) -> dict[str, Any]:
     document = finding.to_dict()
     return {
         "verdict": finding.verdict,
-        "runs_executed": executed,
-        "report": str(out),
         "optimizers": optimizers,
         "speedup": document["speedup"],
         "contrasts": document["contrasts"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from muonlab.cli.show import show_ladder
+from muonlab.cli.show import show_finding
 from muonlab.cli.studies import report
 from muonlab.errors import UsageError
 from muonlab.records.store import Store
@@ -47,7 +47,7 @@ def store(tmp_path: Path, saved: Path) -> str:
 
 def test_the_page_is_written_and_named(tmp_path, world, evidence, capsys) -> None:
     finding, target = conclude_ladder(evidence, world.records), tmp_path / "ladder.html"
-    show_ladder(finding, 7, target, "2026-01-02", "muonlab ladder x", json=False)
+    show_finding("ladder", finding, 7, target, "2026-01-02", "muonlab ladder x", json=False)
     text = capsys.readouterr().out
     assert f"7 runs executed. Report: {target}" in text and "Speedup in tokens over tuned adamw" in text
     html = target.read_text()
@@ -56,7 +56,7 @@ def test_the_page_is_written_and_named(tmp_path, world, evidence, capsys) -> Non
 
 def test_json_names_the_report(tmp_path, world, evidence, capsys) -> None:
     target = tmp_path / "ladder.html"
-    show_ladder(conclude_ladder(evidence, world.records), 7, target, "", "", json=True)
+    show_finding("ladder", conclude_ladder(evidence, world.records), 7, target, "", "", json=True)
     document = json.loads(capsys.readouterr().out)
     assert document["report"] == str(target) and document["runs_executed"] == 7
     assert document["verdict"].startswith("muon against tuned adamw") and len(document["rows"]) == 9
@@ -66,7 +66,15 @@ def test_a_saved_ladder_is_shown_again(store, tmp_path, world, evidence, capsys)
     target = tmp_path / "again.html"
     report("ab", store=store, out=target, json=False)
     assert "0 runs executed" in capsys.readouterr().out
-    show_ladder(conclude_ladder(evidence, world.records), 0, tmp_path / "first.html", "", "muonlab ladder x", json=True)
+    show_finding(
+        "ladder",
+        conclude_ladder(evidence, world.records),
+        0,
+        tmp_path / "first.html",
+        "",
+        "muonlab ladder x",
+        json=True,
+    )
     first, again = ((tmp_path / name).read_text().splitlines() for name in ("first.html", "again.html"))
     assert [a for a, b in zip(again, first, strict=True) if a != b and "<time>" not in a] == []
 
