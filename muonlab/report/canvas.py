@@ -63,6 +63,10 @@ class Drawing:
     svg: str
     alt: str
 
+    def copy(self, name: object) -> "Drawing":
+        """The same with ids of its own, for a page in which it stands more than once."""
+        return Drawing(re.sub(r'( id="|href="#|url\(#)([^")]+)', rf"\1\2-{name}", self.svg), self.alt)
+
 
 def looks(finding: Comparison) -> dict[str, Look]:
     """The baseline is dark grey; challengers take the hues in the order of the finding."""

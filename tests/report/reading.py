@@ -1,7 +1,10 @@
 """Reading a report back: its fields, its text and what it refers to."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from html.parser import HTMLParser
@@ -99,3 +102,50 @@ def numbers_of(html: str, finding: dict) -> Page:
         elif isinstance(value, str):
             assert text == value
     return shown
+
+
+def words(html: str) -> str:
+    """The visible text in one line."""
+    return " ".join(Page(html).text.split())
+
+
+def svg_texts(svg: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def other_lines(one: str, other: str) -> list[str]:
+    """Those of the first that are not the same in the second."""
+    return [a for a, b in zip(one.splitlines(), other.splitlines(), strict=True) if a != b]
+
+
+def drawn_elsewhere(maker: Callable[[], object], module: str) -> bytes:
+    """The page by `module` of the finding of `maker`, from another process that hashes otherwise and has no torch."""
+    code = f"import sys; from {maker.__module__} import {maker.__name__} as make; from muonlab.report import {module}; "
+    code += f"sys.stdout.buffer.write({module}.render(make(), created={CREATED!r}).encode()); "
+    code += "assert 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path), "LC_ALL": "C"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+
+
+def check_self_contained(html: str, most_bytes: int = 1_500_000) -> None:
+    """Nothing is asked of the network or of the machine, and nothing runs."""
+    assert len(html.encode()) < most_bytes
+    assert not re.search(r"https?:|//[\w.-]+\.\w|@import|url\((?!#)|<script|<iframe|<object|<form|file:", html)
+    for tag, attributes in Page(html).tags:
+        for name in ("src", "href", "xlink:href", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
+        assert not [name for name in attributes if name.startswith("on")]
+
+
+def check_figures(html: str) -> tuple[int, int]:
+    """How many figures, and marks in legends: they have words, headings a scope, no id stands twice or leads nowhere."""
+    tags = Page(html).tags
+    svgs = [attributes for tag, attributes in tags if tag == "svg"]
+    figures = [at for at in svgs if not at["aria-label"].startswith("mark of ")]
+    assert all(at["role"] == "img" and len(at["aria-label"]) > 40 for at in figures)
+    assert all("scope" in attributes for tag, attributes in tags if tag == "th")
+    defined = re.findall(r' id="([^"]+)"', html)
+    assert len(defined) == len(set(defined))
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', html))
+    assert used and used <= set(defined)
+    return len(figures), len(svgs) - len(figures)

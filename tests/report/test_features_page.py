@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from reading import CREATED, Page, numbers_of
+from reading import CREATED, Page, check_figures, check_self_contained, numbers_of
 from rich.console import Console
 from test_browser import BROWSER, browse
 from test_page import HOSTILE
@@ -68,7 +68,8 @@ def test_the_finding_is_all_there() -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_nothing_is_asked_of_the_network(name: str) -> None:
     html = page_of(name)
-    assert not re.search(r"(src|href)=\"?(https?:)?//", html) and "<script" not in html
+    check_self_contained(html)
+    check_figures(html)
     numbers = [int(n) for n in re.findall(r"<b>Table (\d+)\.", html)]
     assert numbers == list(range(1, len(numbers) + 1)) and html.count("<table") == html.count("<caption")
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from reading import CREATED, Page, numbers_of
+from reading import CREATED, Page, check_figures, check_self_contained, numbers_of
 from rich.console import Console
 from test_browser import BROWSER, browse
 from test_page import HOSTILE
@@ -113,7 +113,8 @@ def test_figures_and_tables_are_counted_without_a_gap(name: str) -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_nothing_is_asked_of_the_network(name: str) -> None:
     html = page_of(name)
-    assert not re.search(r"(src|href)=\"?(https?:)?//", html) and "<script" not in html
+    check_self_contained(html)
+    check_figures(html)
     assert html.count("<table") == html.count("<caption")
 
 
