@@ -138,7 +138,7 @@ def check_self_contained(html: str, most_bytes: int = 1_500_000) -> None:
 
 
 def check_figures(html: str) -> tuple[int, int]:
-    """How many figures, and marks in legends: they have words, headings a scope, no id stands twice or leads nowhere."""
+    """How many figures, and marks in legends: they have words, headings a scope, no id stands twice or is missing."""
     tags = Page(html).tags
     svgs = [attributes for tag, attributes in tags if tag == "svg"]
     figures = [at for at in svgs if not at["aria-label"].startswith("mark of ")]
