@@ -19,7 +19,7 @@ from writing import checks, interval, sheet, table
 
 from muonlab.analyze.feature_looks import CONDITIONS
 from muonlab.analyze.features import MEASURES, FeaturesFinding
-from muonlab.analyze.findings import Effect
+from muonlab.analyze.findings import Check, Effect
 from muonlab.analyze.likeness import Spread
 from muonlab.records import Record
 from muonlab.records.features import FeaturesEvidence
@@ -39,7 +39,7 @@ STUDIES = {  # of a file -> task, and what the page says it is
     "digits": ("digits", "a small vision transformer on 8 x 8 digits"),
     "text": ("text", "a small decoder on the sources of Python's standard library"),
     "text_short": ("text", "the same decoder, a quarter of the steps"),
-    "text_wide": ("text", "a decoder four times as wide"),
+    "text_wide": ("text", "a decoder four times as wide, on longer sequences"),
     "fashion": ("fashion-mnist", "a small convolutional network on Fashion-MNIST"),
 }
 DIGITS = 6  # of what is measured, as kept
@@ -82,7 +82,10 @@ def kept(name: str) -> tuple[FeaturesFinding, Results[FeaturesEvidence]]:
 def figures(finding: FeaturesFinding) -> dict[str, tuple[str, list[Drawing]]]:
     """By name: what it shows, and its panels."""
     look = looks_of(finding.optimizers, finding.baseline)
-    bars = "bars are 95 % intervals of the paired difference, drawn from the baseline's mean on; filled: resolved"
+    bars = (
+        "bars are 95 % intervals of the paired difference, each for itself, drawn from the baseline's mean on; filled: "
+        "resolved after correction for all of them, so that a bar may miss that mean and be hollow"
+    )
     found = {
         "rise": (f"Rise of the loss over all corruptions; {bars}", features_figures.robustness(finding, look, "rise")),
         "accuracy": (f"Accuracy over all corruptions; {bars}", features_figures.robustness(finding, look, "accuracy")),
@@ -109,6 +112,9 @@ def page(name: str, finding: FeaturesFinding, results: Results[FeaturesEvidence]
         "",
         f"**{finding.verdict}**",
         "",
+        *(f"**The rule `{check.name}` is broken**: {check.detail}.\n" for check in broken(finding)),
+        f"{shape(name, results)}.",
+        "",
         f"`studies/features_{name}.toml`: {finding.num_runs} runs, {show(finding.total_tokens, 'tokens')} tokens, "
         f"{results.time}, looks aside, {results.machine}. "
         f"Final runs on seeds {', '.join(map(str, finding.final_seeds))}, {show(finding.horizon_tokens, 'tokens')} "
@@ -134,12 +140,12 @@ def page(name: str, finding: FeaturesFinding, results: Results[FeaturesEvidence]
     return "\n".join([*lines, "## Checks", "", *checks(finding.checks)])
 
 
-def overview(found: Mapping[str, FeaturesFinding], num_params: Mapping[str, int]) -> str:
+def overview(found: Mapping[str, FeaturesFinding], shapes: Mapping[str, str]) -> str:
     """What held, in all studies beside each other."""
     sizes = (
-        f"* `{name}`, [{STUDIES[name][1]}](features_results_{name}.md): {show(num_params[name], 'tokens')} parameters, "
-        f"{finding.num_runs} runs; final ones on {plural(len(finding.final_seeds), 'seed')}, "
-        f"{show(finding.horizon_tokens, 'tokens')} {'tokens' if finding.task == 'text' else 'images'} each."
+        f"* `{name}`, [{STUDIES[name][1]}](features_results_{name}.md): {shapes[name]}; {finding.num_runs} runs, final "
+        f"ones on {plural(len(finding.final_seeds), 'seed')}."
+        + "".join(f" **The rule `{check.name}` is broken.**" for check in broken(finding))
         for name, finding in found.items()
     )
     return "\n".join([
@@ -151,12 +157,53 @@ def overview(found: Mapping[str, FeaturesFinding], num_params: Mapping[str, int]
         "",
         *sizes,
         "",
-        "In bold what is so at the same held-out loss, which is the fairer question; then after the same tokens, and",
-        "both again without weight decay. *yes*: resolved in every layer, or over all corruptions, by paired tests",
-        "that are corrected for their number; *no*: resolved the other way in one layer or over all; *open*: neither.",
+        "Of Muon, at the same held-out loss:",
+        "",
+        *summary(list(found.values())),
+        "",
+        "In bold what is so at the same held-out loss, which is the fairer question; then, in this order: after the",
+        "same tokens; without weight decay after the same tokens; without it at the same loss. *yes*: resolved in",
+        "every layer, or over all corruptions, by paired tests that are corrected for their number; *no*: resolved the",
+        "other way in one layer or over all; *open*: neither.",
         "",
         *table(("", "claim", *found), answers(list(found.values()))),
+        *(f"`{name}`, held-out loss on {finding.transfer[0].task}: {'; '.join(transferred(finding))}."
+          for name, finding in found.items() if finding.transfer),
+        "",
     ])  # fmt: skip
+
+
+def summary(found: Sequence[FeaturesFinding]) -> list[str]:
+    """How often each claim of Muon held."""
+    claims = [one for finding in found for one in finding.claims if one.optimizer == "muon" and one.at == "loss"]
+    lines = []
+    for what in dict.fromkeys(one.claim for one in claims):
+        said = [HELD[one.held] for one in claims if one.claim == what]
+        counts = ", ".join(f"{word} in {said.count(word)}" for word in HELD.values() if word in said)
+        lines.append(f"* {what}: {counts} of {len(said)} studies.")
+    return lines
+
+
+def transferred(finding: FeaturesFinding) -> Iterable[str]:
+    """For each way of reading what was learned, the losses by what learned it."""
+    for way in dict.fromkeys(row.finetuning for row in finding.transfer):
+        own = (f"{row.pretraining} {show(row.loss, 'loss')}" for row in finding.transfer if row.finetuning == way)
+        yield f"by {way} after {', '.join(own)}"
+
+
+def broken(finding: FeaturesFinding) -> list[Check]:
+    return [check for check in finding.checks if check.ok is False]
+
+
+def shape(name: str, results: Results[FeaturesEvidence]) -> str:
+    """The model, as far as it was asked for, and the length of a run, in words."""
+    spec, asked_for = next(iter(results.records.values())).spec, config_of(name).settings
+    options = ", ".join(
+        f"{key.removeprefix('task.')} {value}" for key, value in asked_for.items() if "eval_" not in key
+    )
+    unit = "tokens" if spec.task == "text" else "images"
+    size = f"{show(results.num_params, 'tokens')} parameters ({options})"
+    return f"{size}, {spec.num_steps} steps of {spec.batch_tokens} {unit}"
 
 
 def answers(found: Sequence[FeaturesFinding]) -> list[tuple[str, ...]]:
@@ -280,15 +327,15 @@ def difference(one: Effect, kind: str = ".4f") -> str:
 
 
 def publish(names: Iterable[str]) -> None:
-    found, num_params = {}, {}
+    found, shapes = {}, {}
     for name in names:
         finding, results = kept(name)
-        found[name], num_params[name] = finding, results.num_params
+        found[name], shapes[name] = finding, shape(name, results)
         (DOCS / f"features_results_{name}.md").write_text(page(name, finding, results))
         legend = marks(looks_of(finding.optimizers, finding.baseline))
         for what, (_, drawings) in figures(finding).items():
             (DOCS / f"features_results_{name}_{what}.svg").write_text(sheet(drawings, legend))
-    (DOCS / "features_results.md").write_text(overview(found, num_params))
+    (DOCS / "features_results.md").write_text(overview(found, shapes))
 
 
 def main() -> None:

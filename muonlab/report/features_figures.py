@@ -20,7 +20,7 @@ __all__ = ["AT", "layers", "likeness", "robustness"]
 Looks = Mapping[str, Look]
 
 AT = {"budget": "same tokens", "loss": "same loss"}  # conditions that are drawn
-SHIFT = 0.07  # of what would lie on one another, to either side, in places of the axis
+SHIFT = 0.07  # of what would lie on one another, to either side, in places of the axis; no slope bears it
 OUTSIDE = 0.6  # how far beyond the points intervals may widen a panel, in parts of what the points span
 LABEL = 46.0  # pixels that the name of a place takes
 QUANTITIES = {  # of a corruption: the field of the effect, how a value is written, what the axis says
@@ -52,7 +52,7 @@ def robustness(finding: FeaturesFinding, look: Looks, quantity: str) -> list[Dra
         if row.severity and row.at in AT and getattr(row, effect) is not None:
             pair = Pair(getattr(row, quantity), getattr(row, f"baseline_{quantity}"), getattr(row, effect))
             found.setdefault((row.optimizer, row.at), {})[str(row.severity)] = pair
-    return _panels(finding, look, found, label, "severity", lambda value: show(value, kind))
+    return _panels(finding, look, found, label, "severity", lambda value: show(value, kind), 0.0)
 
 
 def layers(finding: FeaturesFinding, look: Looks, measure: str) -> list[Drawing]:
@@ -63,14 +63,14 @@ def layers(finding: FeaturesFinding, look: Looks, measure: str) -> list[Drawing]
         if row.measure == measure and row.at in AT:
             pair = Pair(row.value, row.baseline_value, row.effect)
             found.setdefault((row.optimizer, row.at), {})[short[row.layer]] = pair
-    return _panels(finding, look, found, MEASURES[measure], "layer", lambda value: show(value, "value3"))
+    return _panels(finding, look, found, MEASURES[measure], "layer", lambda value: show(value, "value3"), SHIFT)
 
 
 def _panels(
     finding: FeaturesFinding, look: Looks, found: Mapping[tuple[str, str], Mapping[str, Pair]], label: str, axis: str,
-    write: Callable[[Any], str],
+    write: Callable[[Any], str], shift: float,
 ) -> list[Drawing]:  # fmt: skip
-    """One for each challenger and condition, all on one scale."""
+    """One for each challenger and condition, all on one scale; points stand `shift` to either side of their place."""
     pixels = panel_size(len(found))
     limits = _limits([pair for pairs in found.values() for pair in pairs.values()])
     drawings = []
@@ -78,7 +78,8 @@ def _panels(
         title = f"{shorten(name, 20)}, {AT[at]}"
         told = ", ".join(f"{write(p.value)} against {write(p.baseline)} at {place}" for place, p in pairs.items())
         alt = f"{label[0].upper()}{label[1:]} of {name} and {finding.baseline} at the {AT[at]} by {axis}: {told}."
-        paint = _pair_painter(pairs, (look[finding.baseline], look[name]), title, (axis, label), limits, write)
+        both = (look[finding.baseline], look[name])
+        paint = _pair_painter(pairs, both, title, (axis, label), limits, write, shift)
         drawings.append(draw(f"{label} {name} {at}", pixels, alt, paint))
     return drawings
 
@@ -98,7 +99,7 @@ def _limits(pairs: Sequence[Pair]) -> tuple[float, float] | None:
 
 def _pair_painter(
     pairs: Mapping[str, Pair], look: tuple[Look, Look], title: str, labels: tuple[str, str],
-    limits: tuple[float, float] | None, write: Callable[[Any], str],
+    limits: tuple[float, float] | None, write: Callable[[Any], str], shift: float,
 ) -> Callable[["Figure"], None]:  # fmt: skip
     def paint(figure: "Figure") -> None:
         axes = _place_axes(figure, list(pairs), labels, title, look[1].colour)
@@ -107,22 +108,22 @@ def _pair_painter(
             ticks = axes.get_yticks()
             inside = [tick for tick in ticks if limits[0] <= tick <= limits[1]]
             axes.set_yticks(inside, [write(tick) for tick in inside])
-        for side, shift in ((0, -SHIFT), (1, SHIFT)):
+        for side, place in ((0, -shift), (1, shift)):
             values = [(pair.baseline, pair.value)[side] for pair in pairs.values()]
-            known = [(i + shift, v) for i, v in enumerate(values) if not is_undefined(v)]
+            known = [(i + place, v) for i, v in enumerate(values) if not is_undefined(v)]
             if not known:
                 continue
             axes.plot(*zip(*known, strict=True), color=look[side].colour, ls=look[side].dash, lw=1.2, alpha=0.6)
         for i, pair in enumerate(pairs.values()):
             if not is_undefined(pair.baseline):
-                axes.plot([i - SHIFT], [pair.baseline], look[0].marker, ms=6, color=look[0].colour, mec="white", mew=1)
+                axes.plot([i - shift], [pair.baseline], look[0].marker, ms=6, color=look[0].colour, mec="white", mew=1)
             if is_undefined(pair.value):
                 continue
             if pair.bar:
-                axes.plot([i + SHIFT] * 2, pair.bar, color=look[1].colour, lw=1.5, zorder=4)
+                axes.plot([i + shift] * 2, pair.bar, color=look[1].colour, lw=1.5, zorder=4)
             fill = look[1].colour if pair.effect.judgement in ("higher", "lower") else "white"
             axes.plot(
-                [i + SHIFT], [pair.value], look[1].marker, ms=6.5, mfc=fill, mec=look[1].colour, mew=1.3, zorder=6
+                [i + shift], [pair.value], look[1].marker, ms=6.5, mfc=fill, mec=look[1].colour, mew=1.3, zorder=6
             )
 
     return paint
