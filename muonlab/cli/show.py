@@ -160,6 +160,8 @@ def show_price(price: Any, num_workers: int, json: bool, *, is_done: bool = Fals
         document["coordinate_check"] = {"runs": runs, "tokens": tokens, "seconds": seconds}
     if json:
         return print_json(document)
+    if is_done:
+        print("The store has this study: the command would run nothing. From an empty store on it would take:")
     for name, text in (("runs", "{:,}"), ("tokens", "{:,}"), ("time", "")):
         ends = document.get(name) or document["seconds"]
         least, most = (text.format(x) if text else _duration(x) for x in (ends["least"], ends["most"]))
@@ -169,7 +171,8 @@ def show_price(price: Any, num_workers: int, json: bool, *, is_done: bool = Fals
     if price.looks:
         print(f"Of that, {price.looks.number:,} looks at layers and at corrupted inputs: {_duration(looks)}.")
     print("The first figure is a tuning without extended grids or added seeds.")
-    print("The store has this study: the command would run nothing." if is_done else "What the store has is not run.")
+    if not is_done:
+        print("What the store has is not run.")
 
 
 def _seconds(

@@ -100,7 +100,7 @@ def train(
     looks = Looks(eval_every, noise, ranks, frozenset(whole_numbers("--coordinates", coordinates) or ()))
     laboratory = Laboratory(store, 1, threads, artifacts, not no_progress)
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        sys.exit(_over_ranks(chosen, looks, laboratory, parallel or "ddp", timeout, json))
+        sys.exit(_over_ranks(chosen, looks, laboratory, "ddp" if parallel is None else parallel, timeout, json))
     if parallel:
         raise UsageError(f"--parallel {parallel} needs several ranks: start them with {START}")
     sys.exit(_run(*_spec(chosen, looks), laboratory, json))
@@ -154,6 +154,7 @@ def _over_ranks(
     torch.set_num_threads(laboratory.threads)
     with _stopping() as stop, Ranks(parallel, chosen["device"], timeout) as ranks:
         spec, watch = _on_all(ranks, lambda: _spec(chosen, looks))
+        ranks.check_same({**spec.to_dict(in_key_only=True), "what is watched": watch})
         executor = RankedExecutor(ranks, laboratory.artifacts, stop=stop)
         try:
             if ranks.rank:

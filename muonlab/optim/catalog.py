@@ -353,4 +353,6 @@ def _check(cls: type[Engine], key: str, value: Any) -> None:
                 declaration.clean(field, value)
         except (ValueError, TypeError) as error:
             number = isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isfinite(value)
-            raise UsageError(f"{key}: {'must be a finite number' if number else error}, got {value!r}") from error
+            text = f"must be a finite number, got {value!r}" if number else str(error)
+            got = "" if repr(value) in text else f", got {value!r}"
+            raise UsageError(f"{key}: {text}{got}") from error

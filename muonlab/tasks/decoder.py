@@ -238,9 +238,9 @@ class Decoder(nn.Module):
         """
         from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
-        for name in ("heads", "hidden"):
+        for name, option in (("heads", "num_heads"), ("hidden", "mlp_width")):
             if (number := getattr(self.config, name)) % size:
-                raise UsageError(f"tp={size} must divide the model's {name}, {number}: change the shape")
+                raise UsageError(f"tp={size} must divide the model's {name}, {number}: choose --set task.{option}")
         return {
             f"blocks.{k}.{name}": RowwiseParallel() if name in BRANCHES else ColwiseParallel()
             for k, block in enumerate(self.blocks)

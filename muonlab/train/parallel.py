@@ -43,7 +43,7 @@ class Parallel:
         for part in text.lower().split(","):
             name, _, value = part.strip().partition("=")
             if name not in WAYS:
-                raise unknown("way to spread a run", name, WAYS)
+                raise unknown("way of --parallel", name, WAYS)
             if name in given:
                 raise UsageError(f"--parallel {text} says {name} twice")
             given[name] = value
@@ -120,7 +120,7 @@ def _parallelize(task: Any, model: nn.Module, mesh: "DeviceMesh") -> None:
     if not hasattr(task, "tensor_parallel_plan"):
         raise UsageError(
             "tp needs a task with a method tensor_parallel_plan(model, size): module name -> its style, as for "
-            "torch.distributed.tensor.parallel.parallelize_module"
+            "torch.distributed.tensor.parallel.parallelize_module; --parallel ddp and fsdp need none"
         )
     plan = task.tensor_parallel_plan(model, mesh.size()) or {}
     names = [name for name, _ in model.named_modules()]

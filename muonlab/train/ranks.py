@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Self
 
@@ -81,6 +81,7 @@ class Ranks(Alone):
             backend = "nccl" if device_type == "cuda" else "gloo"
             distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
         self._distributed, self._device_type = distributed, device_type
+        self.check_same({"--parallel": self.description})
         self._mesh = self.parallel.mesh(device_type)
 
     def __enter__(self) -> Self:
@@ -101,8 +102,8 @@ class Ranks(Alone):
         share, rest = divmod(samples, self.num_data_ranks)
         if rest:
             raise UsageError(
-                f"{samples} samples at a time can't be dealt evenly to {self.num_data_ranks} data-parallel ranks: "
-                "change batch_tokens, micro_batch_tokens or --parallel"
+                f"samples can't be dealt evenly, {samples} at a time to {self.num_data_ranks} data-parallel ranks: "
+                "change --batch-tokens, --set micro_batch_tokens or --parallel"
             )
         return self.data_rank * share, share
 
@@ -143,6 +144,17 @@ class Ranks(Alone):
         with answered():
             self._distributed.all_gather_object(found, value)
         return found
+
+    def check_same(self, asked: Mapping[str, Any]) -> None:
+        """Raises   UsageError on all ranks where one was asked for something else"""
+        every = self.gathered(dict(asked))
+        for rank, own in enumerate(every):
+            for name, first in every[0].items():
+                if own.get(name) != first:
+                    raise UsageError(
+                        f"ranks were started by different commands: {name} is {first} on rank 0 and {own.get(name)} on "
+                        f"rank {rank}"
+                    )
 
 
 def settle() -> None:

@@ -183,8 +183,8 @@ def test_ways_to_spread(text, number, grid):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("zero", "way to spread"),
-        ("", "way to spread"),
+        ("zero", "unknown way of --parallel 'zero'"),
+        ("", "unknown way of --parallel"),
         ("ddp,fsdp", "cannot be combined"),
         ("ddp,tp=2", "cannot be combined"),
         ("fsdp,fsdp", "twice"),
@@ -276,7 +276,7 @@ def test_other_threads_have_a_turn_before_ranks_end(monkeypatch):
     ("arguments", "told"),
     [
         (["--parallel", "hsdp=2x2"], "needs 4 ranks, there are 2"),
-        (["--batch-tokens", "16", "--tokens", "160"], "1 samples at a time can't be dealt evenly to 2"),
+        (["--batch-tokens", "16", "--tokens", "160"], "dealt evenly, 1 at a time to 2 data-parallel ranks"),
         (["--parallel", "tp=2", "--set", "task.num_heads=1"], "tp=2 must divide the model's heads, 1"),
     ],
 )
@@ -286,6 +286,26 @@ def test_what_ranks_cannot_do_ends_them_all_with_one_line(tmp_path, arguments, t
     assert child.returncode != 0
     assert [told in line for line in errors.splitlines() if line.startswith("muonlab:")] == [True]
     assert 'Traceback (most recent call last):\n  File "' + str(Path(__file__).parents[2]) not in errors
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ("--seed 1", "--seed 2", "seed is 1 on rank 0 and 2 on rank 1"),
+        ("--parallel ddp", "--parallel fsdp", "--parallel is ddp on rank 0 and fsdp on rank 1"),
+        ("--eval-every 2", "--eval-every 4", "what is watched is "),
+    ],
+)
+def test_ranks_of_different_commands_say_so(tmp_path, first, second, told):
+    script = tmp_path / "rank.sh"
+    own = f'[ "$RANK" = 0 ] && more="{first}" || more="{second}"'
+    script.write_text(f"#!/bin/sh\n{own}\nexec {sys.executable} -m muonlab {' '.join(TRAIN)} $more\n")
+    script.chmod(0o755)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    done = subprocess.run([*launcher, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("muonlab:")]
+    assert done.returncode != 0 and "ranks were started by different commands: " + told in line
 
 
 def test_ranks_need_torchrun(tmp_path):
