@@ -29,8 +29,16 @@ class Laboratory:
     @property
     def num_workers(self) -> int:
         """As asked; else one per core, or a single one on a GPU, which runs would only share."""
-        cores = max(1, (os.cpu_count() or 1) // self.threads)
-        return self.workers or (cores if self.device == "cpu" else 1)
+        return self.workers or (self._num_places if self.device == "cpu" else 1)
+
+    @property
+    def num_at_once(self) -> int:
+        """Workers that have cores of their own; all of them on a GPU, where nobody knows how much they share."""
+        return min(self.num_workers, self._num_places) if self.device == "cpu" else self.num_workers
+
+    @property
+    def _num_places(self) -> int:
+        return max(1, (os.cpu_count() or 1) // self.threads)
 
     def has_study(self, key: str) -> bool:
         """Whether the store, where there is one, has that study with its result."""

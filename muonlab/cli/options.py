@@ -35,10 +35,13 @@ Data = Annotated[
 Tokens = Annotated[
     int | None,
     typer.Option("--tokens", min=1, help="Length of a run in tokens (in samples, if they have none).",
-                 show_default="1000000"),
+                 show_default="1000000; digits 12800, other images 256000"),
 ]  # fmt: skip
 BatchTokens = Annotated[
-    int | None, typer.Option("--batch-tokens", min=1, help="Tokens (or samples) per step.", show_default="4096")
+    int | None,
+    typer.Option(
+        "--batch-tokens", min=1, help="Tokens (or samples) per step.", show_default="4096; digits 64, other images 256"
+    ),
 ]
 MaxRuns = Annotated[
     int | None,

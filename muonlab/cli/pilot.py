@@ -23,7 +23,7 @@ def predict(chosen: Mapping[str, Any], laboratory: Laboratory, json: bool, dry_r
         plan = plan_pilot(config)
     price = plan.price()
     if dry_run:
-        return show_price(price, laboratory.num_workers, json)
+        return show_price(price, laboratory, json)
     pilots, outcome = laboratory.run(plan.protocol(), price.likely_tokens, plan.watch)
     found = [
         recommend(name, pilot.runs, plan.budget, _step_seconds(plan, name), pilot.settings)

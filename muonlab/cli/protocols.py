@@ -84,7 +84,7 @@ def run(kind: str, chosen: Mapping[str, Any], laboratory: Laboratory, out: Path,
     config, plan = planned(kind, chosen)
     price = plan.price()
     if dry_run:
-        return show_price(price, laboratory.num_workers, json, is_done=laboratory.has_study(config.key))
+        return show_price(price, laboratory, json, is_done=laboratory.has_study(config.key))
     check_out(out)
     command = command_line()
     study = asked(config, plan, command)

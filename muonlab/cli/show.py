@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from muonlab.cli.laboratory import print_json, users_code
+from muonlab.cli.laboratory import Laboratory, print_json, users_code
 from muonlab.errors import UsageError
 
 __all__ = ["print_parts", "show_finding", "show_price", "show_record", "show_tuning"]
@@ -129,14 +129,15 @@ def show_tuning(result: Any, records: Any, starts: Any, json: bool) -> None:
     print_parts(tuning_table(result, loss, starts=starts))
 
 
-def show_price(price: Any, num_workers: int, json: bool, *, is_done: bool = False) -> None:
+def show_price(price: Any, laboratory: Laboratory, json: bool, *, is_done: bool = False) -> None:
     """What a study takes from an empty store on, by the time of a few steps of each kind of run."""
     from muonlab.train.price import estimate_seconds, look_seconds
 
+    num_workers, at_once = laboratory.num_workers, laboratory.num_at_once
     try:
         with users_code():
-            rates = [estimate_seconds(part.spec) / part.spec.horizon_tokens / num_workers for part in price.parts]
-            looks = price.looks.number * look_seconds(price.looks.spec) / num_workers if price.looks else 0.0
+            rates = [estimate_seconds(part.spec) / part.spec.horizon_tokens / at_once for part in price.parts]
+            looks = price.looks.number * look_seconds(price.looks.spec) / at_once if price.looks else 0.0
     except UsageError:
         raise
     except Exception as error:
@@ -145,8 +146,8 @@ def show_price(price: Any, num_workers: int, json: bool, *, is_done: bool = Fals
         "runs": {"least": price.least_runs, "most": price.most_runs},
         "tokens": {"least": int(price.least_tokens), "most": int(price.most_tokens)},
         "seconds": {
-            "least": _seconds(rates, [p.least_tokens for p in price.parts], price.least_runs, num_workers, looks),
-            "most": _seconds(rates, [p.most_tokens for p in price.parts], price.most_runs, num_workers, looks),
+            "least": _seconds(rates, [p.least_tokens for p in price.parts], price.least_runs, at_once, looks),
+            "most": _seconds(rates, [p.most_tokens for p in price.parts], price.most_runs, at_once, looks),
         },
         "workers": num_workers,
         "is_done": is_done,
@@ -155,7 +156,7 @@ def show_price(price: Any, num_workers: int, json: bool, *, is_done: bool = Fals
         document["looks"] = {"number": price.looks.number, "seconds": round(looks)}
     if price.check:
         parts, runs = price.check.parts, price.check.least_runs
-        seconds = _seconds(rates[: len(parts)], [part.least_tokens for part in parts], runs, num_workers)
+        seconds = _seconds(rates[: len(parts)], [part.least_tokens for part in parts], runs, at_once)
         tokens = int(price.check.least_tokens)
         document["coordinate_check"] = {"runs": runs, "tokens": tokens, "seconds": seconds}
     if json:
@@ -175,11 +176,9 @@ def show_price(price: Any, num_workers: int, json: bool, *, is_done: bool = Fals
         print("What the store has is not run.")
 
 
-def _seconds(
-    rates: Sequence[float], tokens: Sequence[float], num_runs: int, num_workers: int, looks: float = 0.0
-) -> int:
+def _seconds(rates: Sequence[float], tokens: Sequence[float], num_runs: int, at_once: int, looks: float = 0.0) -> int:
     training = sum(rate * count for rate, count in zip(rates, tokens, strict=True))
-    return round(training + looks + num_runs * RUN_SECONDS / num_workers)
+    return round(training + looks + num_runs * RUN_SECONDS / at_once)
 
 
 def _duration(seconds: float) -> str:

@@ -160,7 +160,7 @@ def tune(
     price = plan.price(final_runs=False)
     laboratory = Laboratory(store, workers, threads, artifacts, not no_progress, chosen["device"])
     if dry_run:
-        return show_price(price, laboratory.num_workers, json)
+        return show_price(price, laboratory, json)
     name = plan.rules.baseline
     result, outcome = laboratory.run(
         protocol(plan.bases[name], plan.spaces[name], plan.rules.tuning), price.likely_tokens

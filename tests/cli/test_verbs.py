@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import muonlab
+from muonlab.cli.laboratory import Laboratory
 from muonlab.records import Store
 from muonlab.records.importers import import_jsonl
 from muonlab.records.record import same_result
@@ -153,6 +155,13 @@ def test_a_dry_run_runs_nothing(program, tiny, verb):
     for name in ("runs", "tokens", "seconds"):
         assert 0 < price[name]["least"] <= price[name]["most"]
     assert sorted(program.folder.iterdir()) == before
+
+
+def test_a_price_counts_on_no_more_cores_than_there_are():
+    cores = os.cpu_count()
+    assert Laboratory("x.db", workers=99 * cores).num_at_once == cores
+    assert Laboratory("x.db", workers=cores, threads=cores).num_at_once == 1 == Laboratory("x.db", 1).num_at_once
+    assert Laboratory("x.db", workers=99, device="cuda").num_at_once == 99
 
 
 def test_a_dry_run_of_a_task_that_fails_is_one_line(program, own):
