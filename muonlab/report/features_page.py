@@ -73,7 +73,8 @@ def _state(finding: FeaturesFinding) -> str:
         return "withheld"
     if not finding.claims:
         return "none"
-    return "resolved" if any(claim.held is not None for claim in finding.claims) else "unresolved"
+    known = {claim.at for claim in finding.claims if claim.held is not None}
+    return "resolved" if "loss" in known else "elsewhere" if known else "unresolved"
 
 
 def _places(finding: FeaturesFinding) -> dict[str, dict[tuple[Any, ...], int]]:

@@ -133,6 +133,17 @@ def test_tables_fit_the_terminal(name: str, width: int) -> None:
     assert ("Likeness (CKA)" in text) == bool(finding.cka) and "Fairness checks" in text
 
 
+def test_the_line_above_the_verdict_speaks_of_the_same_loss() -> None:
+    finding = finding_of("tokens")
+    for held, told in (
+        ({"loss": True}, "Some claims were resolved<"),
+        ({"budget": False}, "Some claims were resolved, none at the same held-out loss"),
+        ({}, "No claim was resolved"),
+    ):
+        claims = tuple(replace(claim, held=held.get(claim.at)) for claim in finding.claims)
+        assert told in features_page.render(replace(finding, claims=claims), created=CREATED)
+
+
 def test_a_hostile_name_is_text() -> None:
     world = World(("adamw", HOSTILE))
     html = features_page.render(conclude_features(world.study(), world.records), created=CREATED, command=HOSTILE)

@@ -93,6 +93,10 @@ def test_the_overview_has_the_answers_of_every_study(script, url, tmp_path) -> N
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
     held = {(c.optimizer, c.claim, c.at): {True: "yes", False: "no", None: "open"}[c.held] for c in finding.claims}
     assert len(rows) == len({(who, what) for who, what, _ in held})
+    muon = {what: said for (who, what, at), said in held.items() if (who, at) == ("muon", "loss")}
+    assert muon and all(f"* {what}: {said} in 1 of 1 studies." in text for what, said in muon.items())
+    broken = [check.name for check in finding.checks if check.ok is False]
+    assert re.findall(r"The rule `(\w+)` is broken", text) == broken and re.search(r"\d+ steps of \d+ \w+; ", text)
     for who, what, said in rows:
         first, rest = said.split("; ")
         assert first == f"**{held[who, what, 'loss']}**" and rest.split(", ")[0] == held[who, what, "budget"]
