@@ -276,6 +276,8 @@ def run_here(
         if ranks.rank:
             raise
         first = f"{type(error).__name__}: {error}".splitlines()[0]
+        if ranks.world_size > 1:
+            first += " (if another rank has died, what it printed says why; if one is slow, raise --timeout)"
         return _failed(spec, f"{first}\n{traceback.format_exc()}", 1)
 
 

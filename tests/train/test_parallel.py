@@ -334,8 +334,8 @@ def test_after_an_end_before_its_time_the_same_command_goes_on(tmp_path, how):
     else:
         ranks = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True, check=True)
         os.kill(int(ranks.stdout.split()[-1]), how)
-    child.communicate(timeout=120)
-    assert child.returncode != 0
+    out, _ = child.communicate(timeout=120)
+    assert child.returncode != 0 and ("raise --timeout" in out) == (how == signal.SIGKILL)
     if how == signal.SIGTERM:
         (folder,) = (tmp_path / "muonlab-artifacts").iterdir()
         assert [path.suffix for path in folder.iterdir()] == [""]
