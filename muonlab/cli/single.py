@@ -154,7 +154,7 @@ def _over_ranks(
     torch.set_num_threads(laboratory.threads)
     with _stopping() as stop, Ranks(parallel, chosen["device"], timeout) as ranks:
         spec, watch = _on_all(ranks, lambda: _spec(chosen, looks))
-        ranks.check_same({**spec.to_dict(in_key_only=True), "what is watched": watch})
+        ranks.check_same({**spec.to_dict(in_key_only=True), **looks._asdict()})
         executor = RankedExecutor(ranks, laboratory.artifacts, stop=stop)
         try:
             if ranks.rank:

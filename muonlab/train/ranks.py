@@ -1,5 +1,6 @@
 """What a run has to do with other ranks: nothing, or its share of the batch and everything that all must agree on."""
 
+import atexit
 import math
 import os
 import time
@@ -16,10 +17,10 @@ from muonlab.optim.sharding import gradient_of, is_dtensor, local_of
 from muonlab.tasks.base import Task
 from muonlab.train.parallel import Parallel
 
-__all__ = ["Alone", "Ranks", "settle"]
+__all__ = ["Alone", "Ranks", "pause_at_exit"]
 
 CLIP_EPS = 1e-6  # as in torch
-SETTLING_SECONDS = 0.2
+PAUSE_SECONDS = 0.2
 
 
 class Alone:
@@ -80,6 +81,7 @@ class Ranks(Alone):
         if self._started:
             backend = "nccl" if device_type == "cuda" else "gloo"
             distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        pause_at_exit()
         self._distributed, self._device_type = distributed, device_type
         self.check_same({"--parallel": self.description})
         self._mesh = self.parallel.mesh(device_type)
@@ -90,7 +92,6 @@ class Ranks(Alone):
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._started and kind is None:  # else others may be gone, and would be waited for
             self._distributed.destroy_process_group()
-        settle()
 
     def device(self, device_type: str) -> str:
         return f"cuda:{os.environ['LOCAL_RANK']}" if device_type == "cuda" else device_type
@@ -157,14 +158,14 @@ class Ranks(Alone):
                     )
 
 
-def settle() -> None:
-    """Before a process ends that has made collectives on a CPU.
+def pause_at_exit() -> None:
+    """For a process that makes collectives on a CPU, however it ends.
 
     A thread of gloo drops the tensors of a collective some time after that is done, for which it needs the interpreter:
     where the interpreter has begun to end by then, torch 2.13 aborts ("terminate called without an active exception"),
     destroyed group or not.
     """
-    time.sleep(SETTLING_SECONDS)
+    atexit.register(time.sleep, PAUSE_SECONDS)
 
 
 def _num_shards(p: Tensor) -> int:

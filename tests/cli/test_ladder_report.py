@@ -66,15 +66,8 @@ def test_a_saved_ladder_is_shown_again(store, tmp_path, world, evidence, capsys)
     target = tmp_path / "again.html"
     report("ab", store=store, out=target, json=False)
     assert "0 runs executed" in capsys.readouterr().out
-    show_finding(
-        "ladder",
-        conclude_ladder(evidence, world.records),
-        0,
-        tmp_path / "first.html",
-        "",
-        "muonlab ladder x",
-        json=True,
-    )
+    finding = conclude_ladder(evidence, world.records)
+    show_finding("ladder", finding, 0, tmp_path / "first.html", "", "muonlab ladder x", json=True)
     first, again = ((tmp_path / name).read_text().splitlines() for name in ("first.html", "again.html"))
     assert [a for a, b in zip(again, first, strict=True) if a != b and "<time>" not in a] == []
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import distributed, nn
 
-from muonlab.train.ranks import settle
+from muonlab.train.ranks import pause_at_exit
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "optim"))
 from sharded_training import batch, error, model, optimizer, weights
@@ -92,6 +92,6 @@ def scenarios() -> Iterator[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
+    pause_at_exit()
     torch.save(dict(scenarios()), f"rank{RANK}.pt")
     distributed.destroy_process_group()
-    settle()

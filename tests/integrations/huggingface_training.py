@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, distributed, nn
 
 from muonlab.integrations.huggingface import OptimizerFactory
-from muonlab.train.ranks import settle
+from muonlab.train.ranks import pause_at_exit
 
 transformers.logging.set_verbosity_error()
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -99,6 +99,6 @@ def scenarios() -> Iterator[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
+    pause_at_exit()
     torch.save(dict(scenarios()), f"rank{RANK}.pt")
     distributed.destroy_process_group()
-    settle()

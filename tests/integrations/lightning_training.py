@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 import muonlab
-from muonlab.train.ranks import settle
+from muonlab.train.ranks import pause_at_exit
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "optim"))
 from sharded_training import VOCABULARY, Model, error, model, weights
@@ -138,6 +138,6 @@ def scenarios() -> Iterator[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
+    pause_at_exit()
     torch.save(dict(scenarios()), f"rank{RANK}.pt")
     distributed.destroy_process_group()
-    settle()

@@ -19,7 +19,7 @@ from torch.distributed.tensor import Replicate, Shard
 
 import muonlab
 from muonlab.optim.sharding import layout_of
-from muonlab.train.ranks import settle
+from muonlab.train.ranks import pause_at_exit
 
 sys.path.insert(0, str(Path(__file__).parent))
 import sharded_training as training
@@ -388,12 +388,12 @@ def main(suite: str, quick: bool, rank: int, number: int, folder: str) -> None:
     FOLDER = Path(folder)
     store = distributed.FileStore(f"{folder}/rendezvous-{suite}-{number}", number)
     timeout = timedelta(seconds=SECONDS if suite == "leave" else 120)
+    pause_at_exit()
     distributed.init_process_group(backend, store=store, rank=rank, world_size=number, timeout=timeout)
     found = {name: run() for name, run in SUITES[suite](quick, number)}
     torch.save(found, FOLDER / f"{suite}-{number}-{rank}.pt")
     with contextlib.suppress(RuntimeError):
         distributed.destroy_process_group()
-    settle()
     if suite == "leave":
         os.kill(os.getpid(), signal.SIGKILL)  # threads of gloo wait for the rank that is gone
 

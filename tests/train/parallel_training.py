@@ -15,7 +15,7 @@ from muonlab.records import RunSpec
 from muonlab.records.watch import Watch
 from muonlab.train.checkpoint import Checkpoints
 from muonlab.train.loop import Interrupted, train
-from muonlab.train.ranks import Alone, Ranks, settle
+from muonlab.train.ranks import Alone, Ranks
 
 SHAPE = {"width": 16, "depth": 2, "num_heads": 2, "seq_len": 16, "mlp_width": 40, "eval_tokens": 2048}
 NUM_STEPS, STOP = 8, 5
@@ -104,7 +104,6 @@ def main(quick: bool, folder: Path) -> None:
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
     torch.save(findings(quick, folder), folder / f"found-{os.environ['WORLD_SIZE']}-{rank}.pt")
     distributed.destroy_process_group()
-    settle()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -15,14 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed
 
 from muonlab.errors import UsageError
 from muonlab.tasks.synthetic import Synthetic
 from muonlab.train.checkpoint import Checkpoints
 from muonlab.train.loop import train
 from muonlab.train.parallel import Parallel
-from muonlab.train.ranks import Alone, Ranks
+from muonlab.train.ranks import Alone
 
 SCRIPT = Path(__file__).with_name("parallel_training.py")
 ROUNDING = 1e-6  # of a loss, relative
@@ -133,7 +131,7 @@ def test_many_go_on_from_the_checkpoint_of_one(alone, tmp_path):
         "store = distributed.FileStore(os.environ['RENDEZVOUS'], 2)\n"
         "distributed.init_process_group('gloo', store=store, rank=int(os.environ['RANK']), world_size=2)\n"
         "print(*runs.gone_on(runs.Ranks('fsdp', 'cpu', 60.0), Path(sys.argv[2]), 'muon'))\n"
-        "distributed.destroy_process_group(); runs.settle()"
+        "distributed.destroy_process_group()"
     )
     children = launch(["-c", command, str(SCRIPT.parent), str(tmp_path / "run")], 2, tmp_path, stdout=subprocess.PIPE)
     for child in children:
@@ -252,23 +250,23 @@ def test_torchrun_keeps_one_record_and_says_it_once(tmp_path):
     assert first["final_loss"] == second["final_loss"]
 
 
-def test_other_threads_have_a_turn_before_ranks_end(monkeypatch):
+@pytest.mark.parametrize("before", ["", "Ranks.check_same = None\n"], ids=["used", "refused"])
+def test_other_threads_have_a_turn_before_ranks_end(tmp_path, before):
     """Those of gloo, which would abort if they came later."""
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    begun, had_turn, interval = threading.Event(), threading.Event(), sys.getswitchinterval()
-    waiting = threading.Thread(target=lambda: begun.wait() and had_turn.set())
-    waiting.start()
-    try:
-        with Ranks("ddp", "cpu", 60.0):
-            sys.setswitchinterval(60.0)  # no other thread's turn but in a pause of this one
-            begun.set()
-        assert had_turn.is_set()
-    finally:
-        sys.setswitchinterval(interval)
-        waiting.join()
-        distributed.destroy_process_group()
+    command = (
+        "import atexit, sys, threading; from contextlib import suppress; from muonlab.train.ranks import Ranks\n"
+        "from torch import distributed\n"
+        "begun, had_turn = threading.Event(), threading.Event()\n"
+        "atexit.register(lambda: print(had_turn.is_set()))  # after what is registered later\n"
+        "threading.Thread(target=lambda: begun.wait() and had_turn.set(), daemon=True).start()\n"
+        "distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)\n"
+        f"{before}with suppress(TypeError): ranks = Ranks('ddp', 'cpu', 60.0)\n"
+        "sys.setswitchinterval(60.0)  # no other thread's turn but in a pause of this one\n"
+        "begun.set()"
+    )
+    (child,) = launch(["-c", command], 1, tmp_path, stdout=subprocess.PIPE)
+    out, errors = child.communicate(timeout=LIMIT)
+    assert out == "True\n", errors
 
 
 @pytest.mark.dist
@@ -294,7 +292,7 @@ def test_what_ranks_cannot_do_ends_them_all_with_one_line(tmp_path, arguments, t
     [
         ("--seed 1", "--seed 2", "seed is 1 on rank 0 and 2 on rank 1"),
         ("--parallel ddp", "--parallel fsdp", "--parallel is ddp on rank 0 and fsdp on rank 1"),
-        ("--eval-every 2", "--eval-every 4", "what is watched is "),
+        ("--eval-every 2", "--eval-every 4", "eval_every is 2 on rank 0 and 4 on rank 1"),
     ],
 )
 def test_ranks_of_different_commands_say_so(tmp_path, first, second, told):
